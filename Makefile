@@ -1,0 +1,84 @@
+# Everything runs in private virtual environments below this folder; only Python >= 3.11.3 and make are needed.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+
+# the first Python on the path that is new enough; override with `make PYTHON=/path/to/python ...`
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11, 3))' 2>/dev/null && { echo "$$p"; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+RUN_SETUP := $(VENV)/.installed-run
+DEV_SETUP := $(VENV)/.installed-dev
+JOBS ?= 2
+TESTED_PYTHONS := 3.11 3.12 3.13
+
+.PHONY: help
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "comfyd needs Python 3.11.3 or newer; none was found on the path" >&2; exit 69; }
+	@echo "making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(RUN_SETUP): requirements.lock pyproject.toml | $(BIN)/python
+	@echo "installing comfyd and what it needs"
+	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --require-hashes -r requirements-build.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(DEV_SETUP): requirements-dev.lock $(RUN_SETUP)
+	@echo "installing what the checks and tests need"
+	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@touch $@
+
+.PHONY: setup
+setup: $(DEV_SETUP) ## set up the private environment for development
+
+.PHONY: demo
+demo: $(RUN_SETUP) ## run everything once on a simulated ComfyUI and save a picture
+	@$(BIN)/comfyd demo
+
+.PHONY: test
+test: $(DEV_SETUP) ## run the fast suite
+	@$(BIN)/python -m pytest -q -n $(JOBS)
+
+.PHONY: check
+check: $(DEV_SETUP) ## what must hold before a commit: format, lint, types, layers, tests with coverage
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python -m pytest -q -n $(JOBS) --cov --cov-report=term
+
+.PHONY: format
+format: $(DEV_SETUP) ## format and mend what can be mended
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: test-comfyui
+test-comfyui: $(DEV_SETUP) ## run the suite against the real ComfyUI (set up in a cache folder the first time)
+	@$(BIN)/python -m tests.support.comfyui setup
+	@$(BIN)/python -m pytest -q --comfyui -m comfyui --timeout 180
+
+.PHONY: test-pythons
+test-pythons: ## run the fast suite on each supported Python that is installed
+	@for version in $(TESTED_PYTHONS); do \
+		python=$$(tests/support/find-python $$version) || { echo "Python $$version is not installed"; continue; }; \
+		echo "Python $$version"; \
+		$(MAKE) test PYTHON="$$python" VENV=.venv-$$version; \
+	done
+
+.PHONY: lock
+lock: ## compile the hashed lock files anew (needs uv)
+	@uv pip compile -q --universal --generate-hashes --no-header --no-annotate pyproject.toml -o requirements.lock
+	@uv pip compile -q --universal --generate-hashes --no-header --no-annotate --group build -o requirements-build.lock
+	@uv pip compile -q --universal --generate-hashes --no-header --no-annotate -c requirements.lock --group dev -o requirements-dev.lock
+
+.PHONY: clean
+clean: ## remove the private environments and caches
+	@rm -rf .venv .venv-3.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage dist build

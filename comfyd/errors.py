@@ -1,0 +1,209 @@
+"""Every error that comfyd raises on purpose, as one tree; never an HTTP status (see `api/errors.py`).
+
+ComfydError                      code, message, details, retryable
+├── ConfigError                  the configuration cannot be used; `details["key"]` names the key
+├── RequestError                 what a client sent cannot be accepted
+│   ├── MalformedRequest         not the JSON, type or field that the route takes
+│   ├── BodyTooLarge             longer than `limits.body_bytes`
+│   ├── UnsupportedMediaType     a body of another kind than the route takes
+│   ├── NotFound                 no such task, workflow, file or route
+│   │   ├── TaskNotFound
+│   │   ├── UnknownWorkflow
+│   │   └── FileNotFound
+│   ├── Conflict                 the task is not in a state that allows this
+│   ├── InvalidWorkflow          a graph that ComfyUI could not run; `details["node_errors"]`
+│   │   └── WorkflowFormatUi     the editor's own format instead of the API format
+│   ├── InvalidInputs            `details["inputs"]` names each wrong one
+│   ├── IdempotencyKeyReuse      the same key with another body
+│   └── QueueFull                more queued tasks than `limits.queued_tasks`
+├── TemplateError                a workflow template that cannot be read; names file and line
+├── StoreError                   the database
+│   ├── StoreUnavailable         it does not answer, or was broken by an earlier error
+│   ├── InsufficientStorage      the disk is full
+│   └── StaleClaim               the attempt is no longer the live one of its task
+├── StorageError                 an artefact could not be written, read or deleted
+└── BackendError                 ComfyUI
+    ├── BackendUnreachable       refused before a byte was sent: nothing happened there
+    ├── BackendUnclear           no answer, or one that proves nothing: it may have happened
+    ├── BackendRejected          ComfyUI says the prompt is invalid; `details["node_errors"]`
+    └── OutputUnavailable        an output file is gone, short or not served
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class ComfydError(Exception):
+    """The root. `message` is for people, `code` for programs, `details` is JSON; none holds a secret."""
+
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details: dict[str, Any] = dict(details or {})
+
+
+class ConfigError(ComfydError):
+    """The configuration cannot be used; `details["key"]` is the path of the key where there is one."""
+
+    code = "invalid_configuration"
+
+
+class RequestError(ComfydError):
+    """What a client sent cannot be accepted; nothing was stored and ComfyUI was not asked."""
+
+    code = "invalid_request"
+
+
+class MalformedRequest(RequestError):
+    """The body, a query parameter or a header is not of the shape that the route takes."""
+
+
+class BodyTooLarge(RequestError):
+    """The body is longer than `limits.body_bytes`."""
+
+    code = "body_too_large"
+
+
+class UnsupportedMediaType(RequestError):
+    """The body is of another media type than the route takes."""
+
+    code = "unsupported_media_type"
+
+
+class NotFound(RequestError):
+    """What the path names does not exist."""
+
+    code = "not_found"
+
+
+class TaskNotFound(NotFound):
+    """No task has this id."""
+
+    code = "task_not_found"
+
+
+class UnknownWorkflow(NotFound):
+    """No workflow template has this name."""
+
+    code = "workflow_not_found"
+
+
+class FileNotFound(NotFound):
+    """No stored file has this key."""
+
+    code = "file_not_found"
+
+
+class Conflict(RequestError):
+    """The task's status does not allow this."""
+
+    code = "conflict"
+
+
+class InvalidWorkflow(RequestError):
+    """The graph cannot run; `details["node_errors"]` is `{node_id: {class_type, title, errors: [...]}}`."""
+
+    code = "invalid_workflow"
+
+
+class WorkflowFormatUi(InvalidWorkflow):
+    """The graph is in the format of ComfyUI's editor, not in its API format."""
+
+    code = "workflow_format_ui"
+
+
+class InvalidInputs(RequestError):
+    """Input values do not fit; `details["inputs"]` is `{name: [message, ...]}`."""
+
+    code = "invalid_inputs"
+
+
+class IdempotencyKeyReuse(RequestError):
+    """The idempotency key was used before with another body."""
+
+    code = "idempotency_key_reuse"
+
+
+class QueueFull(RequestError):
+    """As many tasks are queued as `limits.queued_tasks` allows; `details["retry_after"]` is in seconds."""
+
+    code = "queue_full"
+
+
+class TemplateError(ComfydError):
+    """A workflow template cannot be read; `details` holds `file` and, where known, `line`."""
+
+    code = "invalid_template"
+
+
+class StoreError(ComfydError):
+    """The database could not do what it was asked."""
+
+    code = "store_unavailable"
+
+
+class StoreUnavailable(StoreError):
+    """The database does not answer, or an earlier error broke it."""
+
+    retryable = True
+
+
+class InsufficientStorage(StoreError):
+    """The disk is full."""
+
+    code = "insufficient_storage"
+    retryable = True
+
+
+class StaleClaim(StoreError):
+    """The attempt is no longer the live one of its task: whoever holds it drops its work."""
+
+    code = "stale_claim"
+
+
+class StorageError(ComfydError):
+    """An artefact could not be written, read or deleted."""
+
+    code = "storage_error"
+    retryable = True
+
+
+class BackendError(ComfydError):
+    """ComfyUI did not do what it was asked."""
+
+    code = "backend_error"
+    retryable = True
+
+
+class BackendUnreachable(BackendError):
+    """The connection was refused before a byte was sent: nothing happened there."""
+
+    code = "backend_unreachable"
+
+
+class BackendUnclear(BackendError):
+    """No answer, or one that proves nothing: what was asked may have happened (Q6, Q20)."""
+
+    code = "backend_unclear"
+
+
+class BackendRejected(BackendError):
+    """ComfyUI says that the prompt is invalid; `details["node_errors"]` in the shape of `InvalidWorkflow`."""
+
+    code = "invalid_workflow"
+    retryable = False
+
+
+class PartlyRejected(BackendRejected):
+    """ComfyUI took the prompt but would run only its valid outputs (Q11); it was taken back."""
+
+    code = "partial_validation"
+
+
+class OutputUnavailable(BackendError):
+    """An output file is gone, shorter than announced, or not served."""
+
+    code = "output_unavailable"

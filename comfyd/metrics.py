@@ -1,0 +1,88 @@
+"""What is counted and timed, in a registry of its own; never decides and never asks the database."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+
+from comfyd.tasks import Status
+
+SECONDS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
+
+
+class Metrics:
+    """The figures of one process. Lives as long as it."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._tasks = Gauge("comfyd_tasks", "Tasks by status.", ["status"], registry=self.registry)
+        self._depth = Gauge("comfyd_queue_depth", "Tasks waiting to be claimed.", registry=self.registry)
+        self._backends = Gauge(
+            "comfyd_backend_ready", "Whether a ComfyUI can work.", ["backend"], registry=self.registry
+        )
+        self._watchers = Gauge("comfyd_event_watchers", "Readers of event streams.", registry=self.registry)
+        self.submitted = Counter("comfyd_tasks_submitted", "Tasks accepted.", registry=self.registry)
+        self._finished = Counter(
+            "comfyd_tasks_finished", "Tasks that ended, by status.", ["status"], registry=self.registry
+        )
+        self._retries = Counter(
+            "comfyd_task_retries",
+            "Attempts that were repeated, by reason.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self._waiting = self._histogram("comfyd_task_waiting_seconds", "From submit to the first claim.")
+        self._executing = self._histogram("comfyd_task_executing_seconds", "ComfyUI's execution of a prompt.")
+        self._total = self._histogram("comfyd_task_total_seconds", "From submit to the end.")
+        self._stored = Counter(
+            "comfyd_stored_bytes", "Bytes of artefacts put into the storage.", registry=self.registry
+        )
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(name, text, buckets=SECONDS, registry=self.registry)
+
+    def counted(self, counts: Mapping[Status, int]) -> None:
+        """How many tasks have each status now."""
+        for status, count in counts.items():
+            self._tasks.labels(status).set(count)
+        self._depth.set(counts.get(Status.QUEUED, 0))
+
+    def backend_ready(self, name: str, ready: bool) -> None:
+        """Whether this ComfyUI can work now."""
+        self._backends.labels(name).set(ready)
+
+    def watching(self, readers: int) -> None:
+        """How many readers of event streams there are now."""
+        self._watchers.set(readers)
+
+    def claimed(self, waited_ms: int) -> None:
+        """A task was claimed for the first time."""
+        self._waiting.observe(waited_ms / 1000)
+
+    def executed(self, execution_ms: int) -> None:
+        """A prompt was executed."""
+        self._executing.observe(execution_ms / 1000)
+
+    def repeated(self, reason: str) -> None:
+        """An attempt ended and its task went back to the queue."""
+        self._retries.labels(reason).inc()
+
+    def finished(self, status: Status, total_ms: int) -> None:
+        """A task ended."""
+        self._finished.labels(status).inc()
+        self._total.observe(total_ms / 1000)
+
+    def stored(self, size_bytes: int) -> None:
+        """An artefact was stored."""
+        self._stored.inc(size_bytes)
+
+    def render(self) -> tuple[bytes, str]:
+        """The text that Prometheus reads, and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST

@@ -1,0 +1,76 @@
+"""Steps are repeated, supervised and seen."""
+
+import asyncio
+
+from comfyd.loops import BACKOFF_FIRST_MS, BACKOFF_MOST_MS, Crew, Health, Loop, run
+from tests.support.clock import HandClock
+
+
+class Actor:
+    """Does as it is told, one word a step; stops the loop when the words are over."""
+
+    def __init__(self, *words: object) -> None:
+        self.words = list(words)
+
+    async def step(self) -> int:
+        """The next word: an error to raise, or how long to wait."""
+        if not self.words:
+            raise asyncio.CancelledError
+        word = self.words.pop(0)
+        if isinstance(word, Exception):
+            raise word
+        assert isinstance(word, int)
+        return word
+
+
+async def play(actor: Actor, **facts: object) -> tuple[HandClock, Health]:
+    clock, health = HandClock(), Health()
+    loop = Loop(name="actor", step=actor.step, expected=(ValueError,), jittered=bool(facts.get("jittered")))
+    try:
+        await run(loop, clock, health)
+    except asyncio.CancelledError:
+        return clock, health
+    raise AssertionError("a loop ends only by cancellation")
+
+
+async def test_a_step_says_how_long_to_wait() -> None:
+    clock, health = await play(Actor(5, 7))
+    assert clock.slept == [5, 7]
+    assert health.problems() == {}
+
+
+async def test_a_failing_step_is_tried_again_after_longer_and_longer_pauses() -> None:
+    clock, health = await play(Actor(*[ValueError("no")] * 8))
+    assert clock.slept[:3] == [BACKOFF_FIRST_MS, 2 * BACKOFF_FIRST_MS, 4 * BACKOFF_FIRST_MS]
+    assert clock.slept[-1] == BACKOFF_MOST_MS
+    assert health.problems() == {"actor": "no"}
+
+
+async def test_an_unexpected_error_is_seen_and_survived() -> None:
+    clock, health = await play(Actor(KeyError("bug")))
+    assert "KeyError" in health.problems()["actor"]
+    assert clock.slept == [BACKOFF_FIRST_MS]
+
+
+async def test_a_good_step_makes_a_loop_well_again_and_its_pause_short() -> None:
+    clock, health = await play(Actor(ValueError("no"), ValueError("no"), 1, ValueError("no")))
+    assert clock.slept == [BACKOFF_FIRST_MS, 2 * BACKOFF_FIRST_MS, 1, BACKOFF_FIRST_MS]
+    assert health.problems() == {"actor": "no"}
+
+
+async def test_jitter_shortens_the_pause() -> None:
+    clock, _ = await play(Actor(ValueError("no")), jittered=True)
+    assert clock.slept == [round(BACKOFF_FIRST_MS * 0.75)]
+
+
+async def test_a_crew_stops_its_loops_when_it_is_left() -> None:
+    started = asyncio.Event()
+
+    async def step() -> int:
+        started.set()
+        await asyncio.Event().wait()
+        return 0
+
+    async with Crew([Loop(name="waits", step=step)], HandClock(), Health()) as crew:
+        await started.wait()
+    assert all(task.done() for task in crew._tasks)  # noqa: SLF001 - the claim is about them
