@@ -1,0 +1,164 @@
+"""Who may prepare and who may go to ComfyUI next, strictly by urgency; never touches a task's row.
+
+A slot is a place in one ComfyUI's own queue (`in_flight` of each). A few tasks more are prepared ahead
+(`prefetch`), so that the GPU does not wait; a free slot goes to the most urgent prepared task, not the first.
+"""
+
+import asyncio
+import heapq
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from comfyd.tasks import Ready
+
+
+class Readiness(Protocol):
+    """What of a backend's state decides here."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can take a prompt."""
+
+
+class Host(Protocol):
+    """What of a backend decides here."""
+
+    name: str
+    in_flight: int
+
+    @property
+    def state(self) -> Readiness:
+        """Whether it can work."""
+
+
+class _Line:
+    """Tasks that wait, most urgent first; each waits on a future that is told a backend's name."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[Ready, int, asyncio.Future[str]]] = []
+        self._ticket = 0
+
+    def join(self, ready: Ready) -> asyncio.Future[str]:
+        """Stand in line; a cancelled future has left it."""
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._ticket += 1
+        heapq.heappush(self._heap, (ready, self._ticket, future))
+        return future
+
+    def first(self) -> Ready | None:
+        """Who is next; None if nobody waits."""
+        while self._heap and self._heap[0][2].done():
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def call(self, host: str) -> None:
+        """Tell the first one."""
+        heapq.heappop(self._heap)[2].set_result(host)
+
+
+class Place:
+    """The right of one task to be prepared, and then its slot. Made by `Slots.admit`; ends with its block."""
+
+    def __init__(self, slots: "Slots", ready: Ready) -> None:
+        self._slots = slots
+        self.ready = ready
+        self.host: str | None = None
+
+    async def acquire(self) -> str:
+        """Wait for a slot; the name of the backend that has one. The place keeps it until `release`."""
+        return await self._slots.seat(self)
+
+    def release(self) -> None:
+        """Give the slot back: the prompt has ended. May be called again."""
+        self._slots.leave(self)
+
+
+class Slots:
+    """The slots of all backends and the line before them. Lives as long as the process."""
+
+    def __init__(self, hosts: Sequence[Host], prefetch: int) -> None:
+        self._hosts = {host.name: host for host in hosts}
+        self._used = dict.fromkeys(self._hosts, 0)
+        self._prefetch = prefetch
+        self._staged: list[Ready] = []
+        self._door = _Line()
+        self._line = _Line()
+
+    @property
+    def used(self) -> dict[str, int]:
+        """How many prompts of ours each backend holds."""
+        return dict(self._used)
+
+    @asynccontextmanager
+    async def admit(self, ready: Ready) -> AsyncIterator[Place]:
+        """Wait until this task may be prepared: a backend can work, and few more urgent ones are prepared."""
+        future = self._door.join(ready)
+        place = Place(self, ready)
+        try:
+            self.changed()
+            await future
+            yield place
+        finally:
+            future.cancel()
+            if ready in self._staged:
+                self._staged.remove(ready)
+            self.leave(place)
+
+    @asynccontextmanager
+    async def adopt(self, ready: Ready, host: str) -> AsyncIterator[Place]:
+        """A place with a slot at once: the prompt is in that backend already."""
+        place = Place(self, ready)
+        place.host = host
+        self._used[host] += 1
+        try:
+            yield place
+        finally:
+            self.leave(place)
+
+    async def seat(self, place: Place) -> str:
+        """Wait for the slot of an admitted place."""
+        future = self._line.join(place.ready)
+        self.changed()
+        try:
+            place.host = await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self._used[future.result()] -= 1
+            future.cancel()
+            self.changed()
+            raise
+        return place.host
+
+    def leave(self, place: Place) -> None:
+        """Take a place's slot back, if it has one."""
+        if place.host is not None:
+            self._used[place.host] -= 1
+            place.host = None
+        self.changed()
+
+    def changed(self) -> None:
+        """Something that decides has changed: give slots to the most urgent, then admit the next ones."""
+        while (seated := self._line.first()) is not None and (host := self._free_host()) is not None:
+            self._used[host] += 1
+            self._staged.remove(seated)
+            self._line.call(host)
+        while (entering := self._door.first()) is not None and self._may_enter(entering):
+            self._staged.append(entering)
+            self._door.call("")
+
+    def _free_host(self) -> str | None:
+        """The ready backend with the most free slots; None if there is none."""
+        free = {
+            name: host.in_flight - self._used[name] for name, host in self._hosts.items() if host.state.ready
+        }
+        name = max(free, key=free.__getitem__, default=None)
+        return name if name is not None and free[name] > 0 else None
+
+    def _may_enter(self, ready: Ready) -> bool:
+        """Whether there is room behind the more urgent ones: a late urgent task passes the prepared ones."""
+        hosts = [host for host in self._hosts.values() if host.state.ready]
+        if not hosts:
+            return False
+        room = self._prefetch + sum(max(host.in_flight - self._used[host.name], 0) for host in hosts)
+        return sum(staged < ready for staged in self._staged) < room

@@ -1,0 +1,1 @@
+"""Where artefacts go: the `Storage` protocol and its implementations. Never knows tasks or ComfyUI."""
