@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyd.progress import EVENTS_HELD, Board, Progress, ProgressTracker
+from comfyd.progress import EVENTS_HELD, Board, Progress, ProgressTracker, Watcher
 from comfyd.tasks import Status
 
 NODES = {"1": "EmptyImage", "2": "KSampler", "3": "SaveImage", "4": "PreviewImage"}
@@ -114,7 +114,7 @@ async def test_a_slow_watcher_loses_previews_first_then_progress_then_itself() -
         for number in range(EVENTS_HELD):
             board.report("t", Progress(value=number / EVENTS_HELD))
         board.publish("t", "output", {"name": "kept"})
-        assert not watcher.overrun
+        assert not overrun(watcher)
         event = await watcher.next()
         assert event is not None
         assert event.name == "output"
@@ -123,10 +123,15 @@ async def test_a_slow_watcher_loses_previews_first_then_progress_then_itself() -
         assert picture.picture == bytes([9])
         for number in range(EVENTS_HELD + 1):
             board.publish("t", "output", {"n": number})
-        assert watcher.overrun
+        assert overrun(watcher)
         for _ in range(EVENTS_HELD):
             assert await watcher.next() is not None
         assert await watcher.next() is None
+
+
+def overrun(watcher: Watcher) -> bool:
+    """Asked through a function: it changes behind the type checker's back."""
+    return watcher.overrun
 
 
 async def test_a_waiting_watcher_is_woken() -> None:

@@ -1,0 +1,111 @@
+"""Files that arrive get safe names of their own; never replaces a file, never leaves half of one."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+
+from comfyd.commands.exits import CannotCreate, DamagedDownload
+
+Link = Callable[[Path, Path], None]
+
+NAME_BYTES: Final = 150
+"""The longest name that is kept, in bytes of UTF-8: file systems stop at 255, and a number may follow."""
+
+
+class Announced(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server says of a file before sending it."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+async def save(
+    chunks: AsyncIterator[bytes], announced: Announced, directory: Path, link: Link = os.link
+) -> Path:
+    """Write a file into `directory`, made if needed, under its own or the next numbered name.
+
+    It gets that name only when size and digest are what was announced. Raises `DamagedDownload` and
+    `CannotCreate`; whatever fails, nothing is left behind. `link` gives a file a name that must be free.
+    """
+    part = directory / f".{secrets.token_hex(8)}.part"
+    try:
+        digest, size = hashlib.sha256(), 0
+        with _translated(directory):
+            file = await asyncio.to_thread(_begin, part)
+        with file:
+            async for chunk in chunks:
+                size += len(chunk)
+                digest.update(chunk)
+                with _translated(directory):
+                    await asyncio.to_thread(file.write, chunk)
+        if size != announced.size_bytes or digest.hexdigest() != announced.sha256:
+            raise DamagedDownload(
+                f"{safe_name(announced.name)} arrived damaged: {size} bytes, announced {announced.size_bytes}"
+            )
+        with _translated(directory):
+            return await asyncio.to_thread(_give_name, part, safe_name(announced.name), link)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def safe_name(name: str) -> str:
+    """The last part of a name, without anything that is special to a shell, a terminal or a file system."""
+    last = re.split(r"[/\\]", name)[-1]
+    kept = "".join("_" if letter in '<>:"|?*' else letter for letter in last if letter.isprintable())
+    kept = kept.strip(" .-")
+    stem, dot, suffix = kept.rpartition(".")
+    if not dot or len(suffix) > 16:
+        stem, dot, suffix = kept, "", ""
+    room = NAME_BYTES - len((dot + suffix).encode())
+    stem = stem.encode()[:room].decode(errors="ignore")
+    return f"{stem}{dot}{suffix}" or "output"
+
+
+def _begin(part: Path) -> IO[bytes]:
+    part.parent.mkdir(parents=True, exist_ok=True)
+    return part.open("xb")
+
+
+def _give_name(part: Path, name: str, link: Link) -> Path:
+    """Link the file to the first free name; the caller removes `part`."""
+    for candidate in _candidates(part.with_name(name)):
+        try:
+            link(part, candidate)
+        except FileExistsError:
+            continue
+        except OSError:
+            # A file system without hard links: reserve the name, then move over the reservation.
+            try:
+                candidate.open("xb").close()
+            except FileExistsError:
+                continue
+            part.replace(candidate)
+        return candidate
+    raise AssertionError("unreachable: the candidates do not end")
+
+
+def _candidates(path: Path) -> Iterator[Path]:
+    yield path
+    number = 2
+    while True:
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
+        number += 1
+
+
+@contextmanager
+def _translated(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CannotCreate(f"cannot write into {directory}: {error.strerror or error} (-o)") from error

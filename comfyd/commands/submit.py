@@ -1,0 +1,150 @@
+"""`comfyd submit`: sends a workflow to a running comfyd, waits, saves the results; never runs one itself."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import msgspec
+
+from comfyd.clock import SystemClock
+from comfyd.commands.bar import ProgressBar, printable
+from comfyd.commands.exits import Exit, ServerRefused, UnreadableFile, exit_for
+from comfyd.commands.rest import Json, RestClient, connect, server_url
+from comfyd.config import Config
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line asks for."""
+
+    workflow: str
+    inputs: tuple[tuple[str, Any], ...] = ()
+    priority: int | str | None = None
+    wait: bool = False
+    directory: Path = Path()
+    as_json: bool = False
+
+
+def run(config: Config, order: Order, out: TextIO, err: TextIO) -> int:
+    """Submit; with `order.wait` stay until the end and save the outputs.
+
+    Ends with 0 or, if the task did not complete, 1. Raises `UnreadableFile`, `ServerUnreachable` and the
+    errors of `downloads.save`.
+    """
+    body = request_body(order)
+    return asyncio.run(_submit(server_url(config), body, order, out, err))
+
+
+def parse_input(text: str) -> tuple[str, Any]:
+    """`name=value`: the value is JSON where it is JSON, and a text otherwise. Raises `ValueError`."""
+    name, mark, value = text.partition("=")
+    if not name or not mark:
+        raise ValueError(f"{text!r} is not name=value")
+    try:
+        return name, json.loads(value, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return name, value
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")
+
+
+def request_body(order: Order) -> Json:
+    """The API's request. Raises `UnreadableFile` where `order.workflow` names a file that is no graph."""
+    body: Json = {"workflow": order.workflow}
+    if order.workflow.endswith(".json") or "/" in order.workflow:
+        body["workflow"] = _graph(Path(order.workflow))
+    if order.inputs:
+        body["inputs"] = dict(order.inputs)
+    if order.priority is not None:
+        body["priority"] = order.priority
+    return body
+
+
+def _graph(path: Path) -> Json:
+    try:
+        # The standard library's: it keeps whole numbers of any size, as seeds are.
+        graph = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UnreadableFile(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UnreadableFile(f"{path} is not JSON: {error}") from error
+    if not isinstance(graph, dict):
+        raise UnreadableFile(f"{path} is not a workflow: export it from ComfyUI with Export (API)")
+    return graph
+
+
+async def _submit(url: str, body: Json, order: Order, out: TextIO, err: TextIO) -> int:
+    async with connect(url, SystemClock()) as client:
+        try:
+            task = await client.submit(body)
+        except ServerRefused as error:
+            for line in (error.message, *refusal_lines(error)):
+                print(printable(line), file=err)
+            return exit_for(error)
+        if not order.as_json:
+            print(task["task_id"], file=out, flush=True)
+        elif not order.wait:
+            print(json.dumps(task), file=out, flush=True)
+        return await _wait(client, task["task_id"], order, out, err) if order.wait else Exit.OK
+
+
+async def _wait(client: RestClient, task_id: str, order: Order, out: TextIO, err: TextIO) -> int:
+    bar = ProgressBar(err)
+    try:
+        task = await client.watch(task_id, bar.show)
+    except asyncio.CancelledError:
+        bar.close()
+        print(f"task {task_id} goes on without us", file=err)
+        raise
+    finally:
+        bar.close()
+    saved = []
+    for output in task["outputs"] or ():
+        path = await client.download(output, order.directory)
+        saved.append(str(path))
+        if not order.as_json:
+            print(path, file=out, flush=True)
+    if order.as_json:
+        print(json.dumps({**task, "saved": saved}), file=out, flush=True)
+    if task["status"] == "COMPLETED":
+        return Exit.OK
+    for line in failure_lines(task):
+        print(printable(line), file=err)
+    return Exit.FAILED
+
+
+def refusal_lines(error: ServerRefused) -> Sequence[str]:
+    """What is wrong with each input and each node, one line each; the message itself is not repeated."""
+    details = error.details["details"]
+    lines = [f"input {name}: {message}" for name, message in _messages(details.get("inputs"))]
+    for node, found in (details.get("node_errors") or {}).items():
+        title = found.get("title") or found.get("class_type") or ""
+        shown = f"node {node} ({title})" if title else f"node {node}"
+        for problem in found.get("errors") or ():
+            text = problem.get("message", "") if isinstance(problem, dict) else str(problem)
+            detail = problem.get("details") if isinstance(problem, dict) else None
+            lines.append(f"{shown}: {text}" + (f": {detail}" if detail else ""))
+    return lines
+
+
+def _messages(inputs: Any) -> list[tuple[str, str]]:
+    return [
+        (name, str(message))
+        for name, messages in (inputs or {}).items()
+        for message in (messages if isinstance(messages, list) else [messages])
+    ]
+
+
+def failure_lines(task: Json) -> Sequence[str]:
+    """Why a task ended without being completed: code, message, and the node where there is one."""
+    error = task.get("error")
+    if not error:
+        return [f"task {task['task_id']}: {task['status']}"]
+    details = error.get("details") or {}
+    lines = [f"{task['status']} {error['code']}: {error['message']}"]
+    if details.get("node_id") is not None:
+        lines.append(f"node {details['node_id']} ({details.get('class_type') or 'class unknown'})")
+    return lines
