@@ -1,0 +1,212 @@
+"""One ComfyUI server as the rest of comfyd sees it; never shows aiohttp, never decides what to do next."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Self
+
+import msgspec
+
+from comfyd.clock import Clock
+from comfyd.comfy.catalogue import Catalogue
+from comfyd.comfy.client import Client, open_session, server_url
+from comfyd.comfy.files import Files, OutputStream
+from comfyd.comfy.forwarding import ForwardedRequest, ForwardedResponse, forward
+from comfyd.comfy.health import BackendState, Health
+from comfyd.comfy.messages import Message
+from comfyd.comfy.prompts import Prompts
+from comfyd.comfy.sightings import QueueView, Sighting
+from comfyd.comfy.socket import Socket, Watch
+from comfyd.config import ComfyUIConfig
+from comfyd.errors import BackendUnclear, BackendUnreachable
+from comfyd.tasks import Graph, JsonObject, OutputFile
+
+
+class Backend:
+    """One ComfyUI server. Made by `open`, lives as long as the process; an object in hand is open.
+
+    Every verb that asks ComfyUI raises `BackendUnreachable` where nothing was sent and `BackendUnclear` where
+    no usable answer came. A refused connection makes the backend not ready at once; only `probe` makes it
+    ready again.
+    """
+
+    def __init__(self, config: ComfyUIConfig, client: Client, health: Health, clock: Clock) -> None:
+        self.name = config.name
+        self.url = client.place
+        self.in_flight = config.in_flight
+        self._client_prefix = config.client_id
+        self._client = client
+        self._health = health
+        self._catalogue = Catalogue(client, health)
+        self._prompts = Prompts(client, health, clock)
+        self._files = Files(client)
+        self._socket = Socket(client, config.client_id, clock, health.renewed)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, config: ComfyUIConfig, clock: Clock, on_change: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[Self]:
+        """A backend; ComfyUI is not asked yet. `on_change` is called whenever `state.ready` changes.
+
+        Raises `ConfigError` for a url that is none.
+        """
+        url = server_url(config.url)
+        health = Health(clock, on_change)
+        async with open_session() as session:
+            yield cls(config, Client(session, url, config.request_timeout, health), health, clock)
+
+    # how it stands
+
+    @property
+    def state(self) -> BackendState:
+        """How it stands now."""
+        health = self._health
+        return BackendState(
+            ready=health.ready,
+            reason=health.reason,
+            version=health.version,
+            socket=self._socket.client_id is not None,
+            since=health.since,
+            timeouts=health.timeouts,
+        )
+
+    @property
+    def client_id(self) -> str | None:
+        """That of the open WebSocket; None while none is open."""
+        return self._socket.client_id
+
+    @property
+    def connections(self) -> int:
+        """How many WebSockets were ever open; never two at a time."""
+        return self._socket.connections
+
+    @property
+    def malformed_messages(self) -> int:
+        """How many messages of the WebSocket made no sense."""
+        return self._socket.malformed
+
+    async def probe(self) -> None:
+        """One look at ComfyUI's health; once per life of the server also at what it can do. Raises nothing.
+
+        A refused connection is 'not ready' at once, a time-out only when it repeats (`health.SILENT_PROBES`).
+        """
+        try:
+            version = _version(await self.system_stats())
+            await self._prompts.has_job_cancel()
+        except (BackendUnreachable, BackendUnclear) as error:
+            if "status" in error.details:
+                self._health.failed(error.message)
+            else:
+                self._health.silent(error.message)  # where it was refused, that is known already
+        else:
+            self._health.passed(version)
+
+    async def run_socket(self) -> None:
+        """One life of the WebSocket: connects under a fresh client id and reads until it ends. Never returns.
+
+        Raises `BackendUnreachable` where it was refused, `BackendUnclear` where it did not come about or was
+        lost; a loop above repeats it with back-off. Only one may run at a time.
+        """
+        await self._socket.run()
+
+    def reset_socket(self) -> None:
+        """Give the open WebSocket up as deaf: `run_socket` then ends. Without one nothing happens."""
+        self._socket.reset()
+
+    # prompts
+
+    def watch(
+        self,
+        prompt_id: str,
+        listener: Callable[[Message], None],
+        client_id: str | msgspec.UnsetType | None = msgspec.UNSET,
+    ) -> Watch:
+        """Hear of one prompt: enter it before the prompt is sent, and send that under `watch.client_id`.
+
+        `listener` is called in the reader for each message of this prompt: it may neither wait nor raise.
+        `client_id` is given for a prompt that was sent earlier, None if that was under no connection: then
+        `watch.connected` says whether its connection is still the open one (after a restart it never is).
+        """
+        return self._socket.watch(prompt_id, listener, client_id)
+
+    async def submit(
+        self, prompt_id: str, client_id: str | None, graph: Graph, extra_data: JsonObject
+    ) -> None:
+        """Send a prompt. For a `client_id` of None one is sent that nobody has: without one, all hear it.
+
+        Raises `BackendRejected` (invalid; nothing is queued), `PartlyRejected` (it would have run in part and
+        was taken back; `details["taken_back"]` is False if ComfyUI would not let go of it),
+        `BackendUnreachable` (nothing was sent) and `BackendUnclear` (it may be queued, now or later: look,
+        and do not send it again).
+        """
+        await self._prompts.submit(prompt_id, client_id or f"{self._client_prefix}-none", graph, extra_data)
+
+    async def look(self, prompt_id: str, ended: bool = False) -> Sighting:
+        """Where a prompt is: the queue first, then history, which is asked only if the queue has it not.
+
+        `ended` says that its end was announced: history is then asked first, which saves a request.
+        """
+        return await self._prompts.look(prompt_id, ended)
+
+    async def queue(self) -> QueueView:
+        """The ids of all prompts in ComfyUI's queue, anybody's."""
+        return await self._prompts.view()
+
+    async def cancel(self, prompt_id: str) -> None:
+        """One pass of taking back exactly this prompt. It proves nothing: look, and repeat until gone (Q7).
+
+        Uses the server's atomic cancel where it has one. `ValueError` for an empty id.
+        """
+        await self._prompts.cancel(prompt_id)
+
+    async def interrupt_running(self) -> str | None:
+        """Interrupt whatever runs now, by its id; that id, or None when nothing runs."""
+        return await self._prompts.interrupt_running()
+
+    # files
+
+    def open_output(self, file: OutputFile) -> AbstractAsyncContextManager[OutputStream]:
+        """`async with backend.open_output(file) as stream`: a file as ComfyUI made it.
+
+        Raises `OutputUnavailable` where it is gone, not served, or (from `chunks`) shorter than announced.
+        """
+        return self._files.open_output(file)
+
+    async def upload_input(self, filename: str, chunks: AsyncIterator[bytes]) -> str:
+        """Store an input; the name that a graph uses for it. Safe to repeat with the same bytes (Q18).
+
+        `filename` is a safe ASCII name made from the content's hash, else `ValueError`. Raises
+        `BackendRejected` for one that is too large; errors of `chunks` come out as they are.
+        """
+        return await self._files.upload_input(filename, chunks)
+
+    # what it can do and says
+
+    async def object_info(self, refresh: bool = False) -> Mapping[str, Any]:
+        """The node classes, as `GET /object_info` has them; remembered until ComfyUI may be a new one."""
+        return await self._catalogue.classes.get(refresh)
+
+    async def replaceable_classes(self) -> frozenset[str]:
+        """Classes that this server runs as others although it does not list them; remembered likewise."""
+        return await self._catalogue.replaceable.get()
+
+    async def queue_status(self) -> dict[str, Any]:
+        """The answer of `GET /queue` as it is."""
+        return await self._client.get_object("/queue")
+
+    async def system_stats(self) -> dict[str, Any]:
+        """The answer of `GET /system_stats` as it is."""
+        return await self._client.get_object("/system_stats")
+
+    def forward(self, request: ForwardedRequest) -> AbstractAsyncContextManager[ForwardedResponse]:
+        """`async with backend.forward(request) as response`: somebody's request as it is, streamed both ways.
+
+        Raises `MalformedRequest` for a method, path or query that is not passed on.
+        """
+        return forward(self._client, request)
+
+
+def _version(stats: Mapping[str, Any]) -> str | None:
+    system = stats.get("system")
+    version = system.get("comfyui_version") if isinstance(system, dict) else None
+    return version if isinstance(version, str) else None

@@ -1,0 +1,85 @@
+"""Whether one ComfyUI can be worked with, as its answers show; never asks it anything."""
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from comfyd.clock import Clock
+
+SILENT_PROBES: Final = 3
+"""So many probes in a row without an answer and ComfyUI is not ready; one proves nothing (Q20)."""
+
+
+class BackendState(msgspec.Struct, frozen=True, kw_only=True):
+    """How a backend stands now."""
+
+    ready: bool
+    """ComfyUI answers over HTTP: prompts may be sent."""
+    reason: str | None
+    """Why it is not ready, in plain words; None when it is."""
+    version: str | None
+    """What ComfyUI calls itself; kept while it is away."""
+    socket: bool
+    """The WebSocket is open. Without it prompts are followed by polling."""
+    since: int
+    """Since when `ready` is what it is; UTC milliseconds."""
+    timeouts: int
+    """Requests in a row that were not answered in time."""
+
+
+class Health:
+    """What the answers of one backend add up to. Lives as long as the backend."""
+
+    def __init__(self, clock: Clock, on_change: Callable[[], None]) -> None:
+        self._clock = clock
+        self._on_change = on_change
+        self.ready = False
+        self.reason: str | None = "not asked yet"
+        self.version: str | None = None
+        self.since = clock.now()
+        self.timeouts = 0
+        self.life = 0
+        """Counts up when ComfyUI may have been started anew: what was learned of it may be wrong now."""
+        self._silent_probes = 0
+
+    def answered(self) -> None:
+        """Some request was answered, whatever the answer."""
+        self.timeouts = 0
+
+    def timed_out(self) -> None:
+        """Some request was not."""
+        self.timeouts += 1
+
+    def passed(self, version: str | None) -> None:
+        """A probe was answered as it should."""
+        self._silent_probes = 0
+        self.version = version
+        self._set(True, None)
+
+    def renewed(self) -> None:
+        """ComfyUI may have been started anew: the WebSocket had to be opened."""
+        self.life += 1
+
+    def refused(self, reason: str) -> None:
+        """ComfyUI takes no connections: it is down."""
+        self.life += 1
+        self.failed(reason)
+
+    def failed(self, reason: str) -> None:
+        """ComfyUI answered a probe with something else than it should."""
+        self._silent_probes = 0
+        self._set(False, reason)
+
+    def silent(self, reason: str) -> None:
+        """A probe got no answer; too many of them in a row and it is not ready."""
+        self._silent_probes += 1
+        if self._silent_probes >= SILENT_PROBES or not self.ready:
+            self._set(False, reason)
+
+    def _set(self, ready: bool, reason: str | None) -> None:
+        changed = ready != self.ready
+        self.ready, self.reason = ready, reason
+        if changed:
+            self.since = self._clock.now()
+            self._on_change()
