@@ -1,0 +1,303 @@
+"""The one place that knows every part: opens, wires and closes them; never does their work."""
+
+import asyncio
+import random
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+import uvicorn
+
+from comfyd import __version__
+from comfyd.api.routes import create_api
+from comfyd.api.state import State
+from comfyd.artefacts import ArtefactWriter
+from comfyd.catalog import Catalog
+from comfyd.clock import Clock, SystemClock
+from comfyd.comfy.backend import Backend
+from comfyd.config import Config
+from comfyd.control import Control
+from comfyd.errors import BackendError, ConfigError, StoreError, StoreUnavailable
+from comfyd.estimate import Estimator
+from comfyd.execution import Executor
+from comfyd.lifecycle import RetryPolicy
+from comfyd.loops import Crew, Health, Loop
+from comfyd.maintenance import Figures, Probe, Retention, Templates
+from comfyd.metrics import Metrics
+from comfyd.progress import Board
+from comfyd.queue import TaskQueue
+from comfyd.slots import Slots
+from comfyd.storage.base import Storage
+from comfyd.storage.local import open_local
+from comfyd.store.base import Store
+from comfyd.store.sqlite import open_sqlite
+from comfyd.submission import GraphChecker, Renderer, Submission, Terms
+from comfyd.worker import Settler, Workers
+
+log = structlog.get_logger("comfyd")
+
+DATABASE: Final = "comfyd.db"
+
+
+class Changes:
+    """Tells whoever wants to know that a ComfyUI became ready or is ready no more. Lives with the process."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Callable[[], None]] = []
+
+    def tell_to(self, listener: Callable[[], None]) -> None:
+        """From now on call this too."""
+        self._listeners.append(listener)
+
+    def tell(self) -> None:
+        """Something changed."""
+        for listener in self._listeners:
+            listener()
+
+
+class Ground(msgspec.Struct, frozen=True, kw_only=True):
+    """What is opened first and closed last."""
+
+    config: Config
+    clock: Clock
+    store: Store
+    storage: Storage
+    catalog: Catalog
+    backends: tuple[Backend, ...]
+    slots: Slots
+    changes: Changes
+    broken: Callable[[], Awaitable[str]]
+    """Waits until the database can no longer be trusted, and says why."""
+
+
+class Service(msgspec.Struct, frozen=True, kw_only=True):
+    """A wired comfyd: what answers requests, and what works."""
+
+    state: State
+    workers: Workers
+    loops: tuple[Loop, ...]
+    """What keeps running until the end."""
+    claims: tuple[Loop, ...]
+    """What takes new tasks: stopped first."""
+
+
+@asynccontextmanager
+async def open_ground(config: Config, clock: Clock) -> AsyncIterator[Ground]:
+    """Open the database, the storage, the templates and the way to each ComfyUI."""
+    data = _data_folder(config)
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_sqlite(data / DATABASE))
+        files = Path(config.storage.local.dir) if config.storage.local.dir else data / "files"
+        storage = await stack.enter_async_context(open_local(files))
+        catalog = Catalog(Path(config.workflows.dir))
+        await asyncio.to_thread(catalog.refresh)
+
+        changes = Changes()
+        backends = tuple(
+            [
+                await stack.enter_async_context(Backend.open(server, clock, changes.tell))
+                for server in config.comfyui
+            ]
+        )
+        slots = Slots(backends, config.queue.prefetch)
+        changes.tell_to(slots.changed)
+        yield Ground(
+            config=config,
+            clock=clock,
+            store=store,
+            storage=storage,
+            catalog=catalog,
+            backends=backends,
+            slots=slots,
+            changes=changes,
+            broken=store.wait_broken,
+        )
+
+
+def _data_folder(config: Config) -> Path:
+    data = Path(config.data.dir)
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        message = f"data.dir: cannot make {data}: {exc.strerror or exc}"
+        raise ConfigError(message, details={"key": "data.dir"}) from exc
+    return data
+
+
+def wire(ground: Ground) -> Service:
+    """Make every part, each with what it needs and no more."""
+    config, clock, store = ground.config, ground.clock, ground.store
+    metrics, board, health = Metrics(), Board(), Health()
+    queue = TaskQueue(store, clock)
+    control = Control(store, ground.storage, queue, board, clock)
+    renderer = Renderer(ground.catalog, random.SystemRandom(), config.limits)
+    checker = GraphChecker(ground.backends, clock)
+    terms = Terms.of(config.queue, config.limits)
+    writer = ArtefactWriter(ground.storage, board, metrics, clock)
+    executor = Executor(
+        store, {backend.name: backend for backend in ground.backends}, writer, board, metrics, clock
+    )
+    retries = RetryPolicy(
+        first_ms=round(config.queue.retry_delay * 1000), most_ms=round(config.queue.retry_delay_max * 1000)
+    )
+    settler = Settler(store, ground.storage, board, metrics, clock, retries)
+    workers = Workers(store, queue, ground.slots, executor, settler, clock)
+    state = State(
+        config=config,
+        clock=clock,
+        store=store,
+        storage=ground.storage,
+        board=board,
+        submission=Submission(renderer, checker, store, queue, clock, terms),
+        control=control,
+        estimator=Estimator(store, board, clock, len(ground.backends)),
+        catalog=ground.catalog,
+        backends=ground.backends,
+        metrics=metrics,
+        health=health,
+        started_at=clock.now(),
+        version=__version__,
+        closing=asyncio.Event(),
+    )
+    retention = Retention(store, control, clock, round(config.queue.retention * 1000))
+    chores = [
+        Loop(name="queue", step=queue.refill, expected=(StoreError,)),
+        Loop(name="figures", step=Figures(store, board, metrics).step, expected=(StoreError,)),
+        Loop(name="retention", step=retention.step, expected=(StoreError,)),
+        Loop(name="workflows", step=Templates(ground.catalog).step),
+    ]
+    return Service(
+        state=state,
+        workers=workers,
+        loops=(*chores, *_backend_loops(ground, metrics)),
+        claims=tuple(
+            Loop(name=f"worker-{number}", step=workers.step, expected=(StoreError,))
+            for number in range(config.queue.workers)
+        ),
+    )
+
+
+def _backend_loops(ground: Ground, metrics: Metrics) -> list[Loop]:
+    """For each ComfyUI one loop that asks how it is, and one that holds its socket."""
+    loops = []
+    for backend in ground.backends:
+        probe = Probe(backend, metrics)
+        ground.changes.tell_to(probe.wake)
+        loops.append(Loop(name=f"probe:{backend.name}", step=probe.step))
+        loops.append(
+            Loop(
+                name=f"socket:{backend.name}",
+                step=SocketLife(backend).step,
+                expected=(BackendError,),
+                jittered=True,
+            )
+        )
+    return loops
+
+
+class SocketLife:
+    """Holds one ComfyUI's socket: a step is one life of it."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def step(self) -> int:
+        """Connect, read until the end, and come back at once."""
+        await self._backend.run_socket()
+        return 0
+
+
+@asynccontextmanager
+async def working(service: Service, grace_ms: int) -> AsyncIterator[None]:
+    """The loops run and the queue is worked within this block; at its end what is nearly done is let end."""
+    state = service.state
+    async with Crew(service.loops, state.clock, state.health):
+        service.workers.adopt(await state.store.live())
+        try:
+            async with Crew(service.claims, state.clock, state.health):
+                yield
+        finally:
+            await service.workers.drain(grace_ms)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but signals are comfyd's: a stop also has work to finish, and ends with exit code 0."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+@contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Within this block SIGTERM and SIGINT call `stop`."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def listen(config: Config) -> socket.socket:
+    """Take the port. Raises `ConfigError` if somebody else has it."""
+    host, port = config.server.host, config.server.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as exc:
+        raise ConfigError(
+            f"server.port: cannot listen on {host}:{port}: {exc.strerror or exc}",
+            details={"key": "server.port"},
+        ) from exc
+
+
+async def serve(config: Config, listening: socket.socket, clock: Clock | None = None) -> None:
+    """Serve and work until a signal ends it. Raises `StoreUnavailable` if the database breaks."""
+    async with open_ground(config, clock or SystemClock()) as ground:
+        service = wire(ground)
+        server = _Server(_uvicorn_config(service))
+        closing = service.state.closing
+
+        def stop() -> None:
+            server.force_exit = closing.is_set()  # the second signal does not wait
+            server.should_exit = True
+            closing.set()
+
+        host, port = listening.getsockname()[:2]
+        log.info("serving", url=f"http://{host}:{port}", version=__version__, data=config.data.dir)
+        broken = asyncio.ensure_future(ground.broken())
+        with _signals(stop):
+            async with working(service, round(config.server.grace * 1000)):
+                served = asyncio.ensure_future(server.serve(sockets=[listening]))
+                closed = asyncio.ensure_future(closing.wait())
+                await asyncio.wait({served, closed, broken}, return_when=asyncio.FIRST_COMPLETED)
+                stop()
+                log.info("closing")
+            await served
+        closed.cancel()
+        if broken.done():
+            raise StoreUnavailable(broken.result())
+        broken.cancel()
+    log.info("closed")
+
+
+def _uvicorn_config(service: Service) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_api(service.state),
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        ws="wsproto",
+        timeout_graceful_shutdown=max(round(service.state.config.server.grace), 1),
+    )

@@ -1,0 +1,55 @@
+"""What a client may do to a task it has: cancel, run again, forget; never touches ComfyUI or a worker.
+
+Each verb changes the row and then nudges whoever works on it.
+"""
+
+from comfyd.clock import Clock
+from comfyd.errors import TaskNotFound
+from comfyd.progress import Board
+from comfyd.queue import TaskQueue
+from comfyd.storage.base import Storage
+from comfyd.store.base import Store
+from comfyd.tasks import Artefact, Task
+
+
+class Control:
+    """The verbs on existing tasks. Lives as long as the process."""
+
+    def __init__(self, store: Store, storage: Storage, queue: TaskQueue, board: Board, clock: Clock) -> None:
+        self._store = store
+        self._storage = storage
+        self._queue = queue
+        self._board = board
+        self._clock = clock
+
+    async def cancel(self, task_id: str) -> Task:
+        """Cancel exactly this task. A waiting one ends at once, a running one when ComfyUI let go of it."""
+        task = _found(await self._store.cancel(task_id, self._clock.now()), task_id)
+        if task.status.terminal:
+            self._board.status(task_id, task.status)
+        self._queue.nudge(task_id)
+        return task
+
+    async def retry(self, task_id: str) -> Task:
+        """Queue an ended task again and forget its outputs. Raises `Conflict` if it has not ended."""
+        before = _found(await self._store.get(task_id), task_id)
+        task = _found(await self._store.retry(task_id, self._clock.now()), task_id)
+        await self._forget(before.artefacts)
+        self._board.status(task_id, task.status)
+        self._queue.offer(task)
+        return task
+
+    async def delete(self, task_id: str) -> None:
+        """Forget an ended task and its files. Raises `Conflict` if it has not ended."""
+        task = _found(await self._store.delete(task_id), task_id)
+        await self._forget(task.artefacts)
+
+    async def _forget(self, artefacts: tuple[Artefact, ...]) -> None:
+        for artefact in artefacts:
+            await self._storage.delete(artefact.key)
+
+
+def _found(task: Task | None, task_id: str) -> Task:
+    if task is None:
+        raise TaskNotFound(f"there is no task {task_id}")
+    return task

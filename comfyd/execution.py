@@ -1,0 +1,241 @@
+"""Leg 2: a claim becomes an outcome, on one straight path that is entered again where a crash left it.
+
+    seat -> intent -> POST -> follow -> collect -> store
+
+Every step first asks whether its result is recorded, or true in ComfyUI, and only then acts. Exceptions stop
+in `Executor.execute`, one of the two broad catches; how a task goes on is decided elsewhere (`lifecycle`).
+"""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Final, assert_never
+
+import structlog
+from msgspec import UNSET
+
+from comfyd import graphs
+from comfyd.artefacts import ArtefactWriter, from_memory, text_source
+from comfyd.clock import Clock
+from comfyd.comfy import outputs
+from comfyd.comfy.backend import Backend
+from comfyd.comfy.files import OutputStream
+from comfyd.comfy.sightings import HistoryEntry
+from comfyd.errors import BackendError, ComfydError, StoreError
+from comfyd.listener import Frame, Listener
+from comfyd.metrics import Metrics
+from comfyd.progress import Board
+from comfyd.prompt import Prompter
+from comfyd.queue import Attention
+from comfyd.run import Run, Stop, task_error
+from comfyd.slots import Place
+from comfyd.store.base import Store
+from comfyd.tasks import (
+    Claim,
+    Failed,
+    Interrupted,
+    Interruption,
+    Outcome,
+    OutputFile,
+    OutputType,
+    Step,
+    Succeeded,
+    TaskError,
+)
+
+log = structlog.get_logger("comfyd.execution")
+
+SOCKET_FOLDER: Final = "socket"
+"""The folder of an image that came over the socket: it is in this process's memory only."""
+TRANSIENT: Final = (
+    "OutOfMemoryError",
+    "ConnectionError",
+    "ConnectionResetError",
+    "TimeoutError",
+    "ReadTimeout",
+)
+"""Ends of the names of a node's exceptions that another try may not meet."""
+
+
+class Executor:
+    """Runs attempts. Lives as long as the process and keeps nothing between attempts."""
+
+    def __init__(
+        self,
+        store: Store,
+        backends: Mapping[str, Backend],
+        writer: ArtefactWriter,
+        board: Board,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._backends = backends
+        self._writer = writer
+        self._board = board
+        self._metrics = metrics
+        self._clock = clock
+        self._prompter = Prompter(clock)
+
+    async def execute(self, claim: Claim, place: Place, attention: Attention) -> Outcome:
+        """Take the attempt from its recorded step to its end. Raises `StoreError` if that cannot be kept."""
+        try:
+            return await self._pipeline(Run(claim, place, attention, self._store))
+        except Stop as stop:
+            return stop.outcome
+        except StoreError:
+            raise
+        except ComfydError as exc:
+            return Failed(error=task_error(exc))
+        except Exception as exc:  # the one catch: whatever else went wrong is an attempt that failed
+            log.exception("attempt.broken")
+            message = f"comfyd itself failed: {type(exc).__name__}"
+            return Failed(error=TaskError(code="internal_error", message=message, retryable=True))
+
+    async def _pipeline(self, run: Run) -> Outcome:
+        if run.attempt.step is Step.CLAIMED:
+            backend = self._backends[await self._seat(run)]
+        else:
+            backend = self._adopted(run)
+        if run.attempt.step is not Step.COLLECTED:
+            entry = await self._run_prompt(run, backend)
+            run.place.release()
+            await self._collect(run, entry)
+        return await self._keep(run, backend)
+
+    async def _seat(self, run: Run) -> str:
+        """Wait for a slot, or for a cancel."""
+        seat = asyncio.ensure_future(run.place.acquire())
+        try:
+            while not seat.done():
+                called = asyncio.ensure_future(run.attention.wait())
+                await asyncio.wait({seat, called}, return_when=asyncio.FIRST_COMPLETED)
+                called.cancel()
+                await self._prompter.stop_if_canceled(run)
+            return seat.result()
+        finally:
+            seat.cancel()
+
+    def _adopted(self, run: Run) -> Backend:
+        """The backend on which an earlier process left this attempt."""
+        backend = self._backends.get(run.attempt.backend or "")
+        if backend is None:
+            message = f"ComfyUI {run.attempt.backend!r} is no longer configured"
+            raise Stop(Interrupted(reason=Interruption.LOST, message=message))
+        return backend
+
+    async def _run_prompt(self, run: Run, backend: Backend) -> HistoryEntry:
+        """From the POST to ComfyUI's verdict."""
+        task, graph = run.claim.task, run.claim.graph
+        image_nodes = outputs.websocket_image_nodes(graph)
+        nodes = await self._needed(backend, run)
+        listener = Listener(task.id, nodes, image_nodes, self._board, self._clock)
+        sent_under = UNSET if run.attempt.step is Step.CLAIMED else run.attempt.client_id
+        with backend.watch(run.id, listener, sent_under) as watch, run.attention.relay(watch.nudge):
+            listener.started = watch.nudge
+            if run.attempt.step is Step.CLAIMED:
+                await self._prompter.submit(run, backend, watch)
+            else:
+                listener.say("taken up again after a restart: progress is not known")
+            if run.attempt.step is Step.SUBMITTING:
+                await self._prompter.find(run, backend)
+            entry = await self._prompter.follow(run, backend, watch, listener)
+        run.frames = listener.frames
+        if entry.verdict == "success" and not listener.whole():
+            message = "images that come over the socket were lost with it"
+            raise Stop(Interrupted(reason=Interruption.LOST, message=message))
+        return entry
+
+    async def _needed(self, backend: Backend, run: Run) -> dict[str, str]:
+        """The nodes that will run and their classes; all of them where ComfyUI cannot be asked."""
+        graph = run.claim.graph
+        try:
+            needed = graphs.executable_nodes(graph, await backend.object_info())
+        except BackendError:
+            needed = set(graph)
+        return {node: graph[node]["class_type"] for node in graph if node in needed}
+
+    async def _collect(self, run: Run, entry: HistoryEntry) -> None:
+        """Judge the verdict and record what there is to keep."""
+        if entry.execution_ms is not None:
+            self._metrics.executed(entry.execution_ms)
+        match entry.verdict:
+            case "error":
+                raise Stop(Failed(error=_node_error(run, entry)))
+            case "interrupted":
+                message = "somebody else interrupted the prompt in ComfyUI"
+                raise Stop(Interrupted(reason=Interruption.STRAY, message=message))
+            case "success":
+                pass
+            case _:
+                assert_never(entry.verdict)
+        files = outputs.wanted(outputs.output_files(entry.outputs), run.claim.task.output.include_temp)
+        await run.record(
+            Step.COLLECTED,
+            collected=(*files, *_frame_files(run.frames)),
+            executed_at=self._clock.now(),
+            execution_ms=entry.execution_ms,
+        )
+
+    async def _keep(self, run: Run, backend: Backend) -> Outcome:
+        """Store every collected file."""
+        files = run.attempt.collected
+        in_memory = [file for file in files if file.folder == SOCKET_FOLDER]
+        if len(in_memory) != len(run.frames):
+            message = "images that come over the socket were lost in a restart"
+            return Interrupted(reason=Interruption.LOST, message=message)
+        frames = {
+            (file.node_id, file.index): frame for file, frame in zip(in_memory, run.frames, strict=True)
+        }
+
+        def source(file: OutputFile) -> AbstractAsyncContextManager[OutputStream]:
+            if file.text is not None:
+                return text_source(file)
+            frame = frames.get((file.node_id, file.index))
+            if frame is not None:
+                return from_memory(frame.data, frame.image_type)
+            return backend.open_output(file)
+
+        task_id = run.claim.task.id
+        return Succeeded(artefacts=await self._writer.write(task_id, run.attempt.number, files, source))
+
+
+def _frame_files(frames: list[Frame]) -> list[OutputFile]:
+    """Socket images as output files, numbered within their node."""
+    counted: dict[str, int] = {}
+    files = []
+    for frame in frames:
+        index = counted.get(frame.node_id, 0)
+        counted[frame.node_id] = index + 1
+        suffix = frame.image_type.rpartition("/")[2] or "png"
+        files.append(
+            OutputFile(
+                node_id=frame.node_id,
+                index=index,
+                kind="images",
+                type=OutputType.IMAGE,
+                filename=f"websocket_{index + 1:05}.{suffix}",
+                folder=SOCKET_FOLDER,
+            )
+        )
+    return files
+
+
+def _node_error(run: Run, entry: HistoryEntry) -> TaskError:
+    """What a node raised, in words that name it."""
+    error = entry.error
+    if error is None or error.node_id is None:
+        said = error.message if error is not None else ""
+        return TaskError(
+            code="execution_error", message=said or "ComfyUI says that the prompt failed, not why"
+        )
+    title = graphs.title(run.claim.graph, error.node_id) if error.node_id in run.claim.graph else None
+    details = {
+        "node_id": error.node_id,
+        "class_type": error.node_class,
+        "title": title,
+        "exception_type": error.exception_type,
+    }
+    message = f"node {error.node_id} ({error.node_class}): {error.message}"
+    retryable = (error.exception_type or "").endswith(TRANSIENT)
+    return TaskError(code="execution_error", message=message, retryable=retryable, details=details)

@@ -1,0 +1,127 @@
+"""What ComfyUI says of one prompt, turned into progress and previews; never decides how the prompt ended."""
+
+import base64
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+
+from comfyd.clock import Clock
+from comfyd.comfy import messages
+from comfyd.progress import Board, ProgressTracker
+
+REPORT_MS: Final = 40
+"""How often progress within one node is reported at most: ComfyUI may send thousands of steps a second."""
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that came over the socket: for some nodes the only way out (SaveImageWebsocket)."""
+
+    node_id: str
+    image_type: str
+    data: bytes
+
+
+class Listener:
+    """Hears the messages of one attempt and lives as long. The socket's reader calls it, so it never waits.
+
+    `nodes` are the needed nodes and their classes, `image_nodes` those whose images come over the socket.
+    """
+
+    def __init__(
+        self,
+        task_id: str,
+        nodes: Mapping[str, str],
+        image_nodes: frozenset[str],
+        board: Board,
+        clock: Clock,
+    ) -> None:
+        self._task_id = task_id
+        self._tracker = ProgressTracker(nodes)
+        self._image_nodes = image_nodes
+        self._board = board
+        self._clock = clock
+        self._reported_at = 0
+        self._announced: dict[str, int] = {}
+        self.frames: list[Frame] = []
+        self.running = False
+        self.started: Callable[[], None] = _nothing
+        """Called at the first sign of execution."""
+        self.last_sign = clock.monotonic()
+
+    def __call__(self, message: messages.Message) -> None:
+        """Take one message."""
+        self.last_sign = self._clock.monotonic()
+        if not self.running:
+            self.running = True
+            self.started()
+        match message:
+            case messages.ExecutionCached(nodes=nodes):
+                self._tracker.cached(nodes)
+                self.report()
+            case messages.Executing(node=str(node)):
+                self._tracker.started(node)
+                self.report()
+            case messages.Executed(node=node):
+                self._tracker.finished(node)
+                self.report()
+            case messages.NodeProgress():
+                self._announced[message.node] = int(message.maximum)
+                self._tracker.stepped(message.node, message.value, message.maximum)
+                self._report_sometimes()
+            case messages.NodeStates(nodes=states):
+                self._take_states(states)
+            case messages.Preview():
+                self._take_picture(message)
+            case messages.ExecutionSuccess():
+                self._tracker.complete()
+                self.report()
+            case _:
+                pass  # the end is the poll's to judge; everything else says nothing of progress
+
+    def _take_states(self, states: Mapping[str, messages.NodeState]) -> None:
+        for node, state in states.items():
+            self._announced[node] = int(state.maximum)
+            if state.state == "finished":
+                self._tracker.finished(node)
+            else:
+                self._tracker.stepped(node, state.value, state.maximum)
+        self._report_sometimes()
+
+    def _take_picture(self, picture: messages.Preview) -> None:
+        if picture.node_id is not None and picture.node_id in self._image_nodes:
+            self.frames.append(
+                Frame(node_id=picture.node_id, image_type=picture.image_type, data=picture.data)
+            )
+        if self._board.watched(self._task_id):
+            body = {
+                "node_id": picture.node_id,
+                "image_type": picture.image_type,
+                "data": base64.b64encode(picture.data).decode(),
+            }
+            self._board.publish(self._task_id, "preview", body, picture.data)
+
+    def say(self, message: str) -> None:
+        """Tell the watchers what is being waited for."""
+        self._tracker.say(message)
+        self.report()
+
+    def report(self) -> None:
+        """Put the progress on the board."""
+        self._reported_at = self._clock.monotonic()
+        self._board.report(self._task_id, self._tracker.snapshot())
+
+    def _report_sometimes(self) -> None:
+        if self._clock.monotonic() - self._reported_at >= REPORT_MS:
+            self.report()
+
+    def whole(self) -> bool:
+        """Whether every image that the socket was to bring has come."""
+        return all(
+            sum(frame.node_id == node for frame in self.frames) >= self._announced.get(node, 1)
+            for node in self._image_nodes
+        )
+
+
+def _nothing() -> None:
+    """What happens at a start that nobody waits for."""

@@ -1,0 +1,101 @@
+"""The chores of a running comfyd: forget old tasks, refresh the figures, re-read templates; one step each."""
+
+import asyncio
+import contextlib
+from typing import Final
+
+import structlog
+
+from comfyd.catalog import Catalog
+from comfyd.clock import Clock
+from comfyd.comfy.backend import Backend
+from comfyd.control import Control
+from comfyd.errors import Conflict, StorageError, TaskNotFound
+from comfyd.metrics import Metrics
+from comfyd.progress import Board
+from comfyd.store.base import Store
+
+log = structlog.get_logger("comfyd.maintenance")
+
+BATCH: Final = 100
+RETENTION_EVERY_MS: Final = 60_000
+FIGURES_EVERY_MS: Final = 2_000
+CATALOG_EVERY_MS: Final = 1_000
+PROBE_WELL_MS: Final = 5_000
+PROBE_SICK_MS: Final = 500
+
+
+class Retention:
+    """Forgets ended tasks and their files when they are old enough; `keep_ms` 0 keeps them for ever."""
+
+    def __init__(self, store: Store, control: Control, clock: Clock, keep_ms: int) -> None:
+        self._store = store
+        self._control = control
+        self._clock = clock
+        self._keep_ms = keep_ms
+
+    async def step(self) -> int:
+        """Forget one batch; comes back at once while there is more."""
+        if self._keep_ms == 0:
+            return RETENTION_EVERY_MS
+        old = await self._store.ended_before(self._clock.now() - self._keep_ms, BATCH)
+        for task_id in old:
+            try:
+                await self._control.delete(task_id)
+            except (TaskNotFound, Conflict, StorageError) as exc:
+                log.info("retention.skipped", task_id=task_id, reason=exc.message)
+        if old:
+            log.info("retention.forgot", tasks=len(old))
+        return 0 if len(old) == BATCH else RETENTION_EVERY_MS
+
+
+class Figures:
+    """Keeps the gauges up to date."""
+
+    def __init__(self, store: Store, board: Board, metrics: Metrics) -> None:
+        self._store = store
+        self._board = board
+        self._metrics = metrics
+
+    async def step(self) -> int:
+        """Count once."""
+        self._metrics.counted(await self._store.counts())
+        self._metrics.watching(self._board.watchers)
+        return FIGURES_EVERY_MS
+
+
+class Templates:
+    """Re-reads workflow templates when their files change."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    async def step(self) -> int:
+        """Look once."""
+        for change in await asyncio.to_thread(self._catalog.refresh):
+            log.info("workflow.changed", workflow=change.name, kind=change.kind, message=change.message)
+        return CATALOG_EVERY_MS
+
+
+class Probe:
+    """Asks one ComfyUI whether it can work: often while it cannot, seldom while it can, and after `wake`."""
+
+    def __init__(self, backend: Backend, metrics: Metrics) -> None:
+        self._backend = backend
+        self._metrics = metrics
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Something changed: do not wait for the next time."""
+        self._woken.set()
+
+    async def step(self) -> int:
+        """Ask once, then wait until it is time to ask again."""
+        await self._backend.probe()
+        ready = self._backend.state.ready
+        self._metrics.backend_ready(self._backend.name, ready)
+        self._woken.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout((PROBE_WELL_MS if ready else PROBE_SICK_MS) / 1000):
+                await self._woken.wait()
+        return 0

@@ -1,0 +1,204 @@
+"""One prompt in one ComfyUI: posted, found again, followed to its verdict, stopped; never stored or settled.
+
+Messages of the socket wake and inform. What counts is ComfyUI's queue, then its history, in this order (Q1).
+"""
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from comfyd import graphs
+from comfyd.clock import Clock
+from comfyd.comfy.backend import Backend
+from comfyd.comfy.sightings import Absent, Ended, HistoryEntry, Running, Sighting
+from comfyd.comfy.socket import Watch
+from comfyd.errors import BackendError, BackendRejected, BackendUnclear, BackendUnreachable
+from comfyd.listener import Listener
+from comfyd.run import Run, Stop, task_error
+from comfyd.tasks import Canceled, Failed, Interrupted, Interruption, Outcome, Step, TaskError
+
+log = structlog.get_logger("comfyd.prompt")
+
+LOOK_MS: Final = 1_000
+"""How often ComfyUI is asked although its socket speaks: messages are hints, the queue is the authority."""
+LOOK_DEAF_MS: Final = 400
+"""The same while the prompt's socket connection is gone."""
+ABSENT_LOOKS: Final = 2
+"""How often a prompt must be missed before it is held to be gone."""
+GHOST_LOOKS: Final = 3
+GHOST_PAUSE_MS: Final = 2_000
+GHOST_AGE_MS: Final = 5_000
+"""An unclear POST may still be read by ComfyUI (Q6): so many looks, so far apart, so long after it."""
+CANCEL_FIRST_MS: Final = 50
+CANCEL_MOST_MS: Final = 1_000
+ENDED_PAUSE_MS: Final = 10
+"""An end is announced a moment before it is in the history (Q2); each further look waits twice as long."""
+LATE_END_MS: Final = 200
+"""How long an end seen by asking is given to be announced as well, before the socket counts as deaf."""
+
+
+class Prompter:
+    """Takes prompts through ComfyUI. Lives as long as the process and keeps nothing between prompts."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._turns: dict[str, asyncio.Lock] = {}
+
+    async def stop_if_canceled(self, run: Run) -> None:
+        """Before anything reached ComfyUI a cancel is simply the end."""
+        if await run.cancel_asked():
+            raise Stop(Canceled(message="canceled before it was given to ComfyUI"))
+
+    async def submit(self, run: Run, backend: Backend, watch: Watch) -> None:
+        """Record the intent, then POST; in the order in which the slots were given."""
+        graph = graphs.rewrite_prefixes(run.claim.graph, f"comfyd/{run.id}")
+        async with self._turns.setdefault(backend.name, asyncio.Lock()):
+            await self.stop_if_canceled(run)
+            client_id = watch.client_id or self._clock.new_id()
+            await run.record(
+                Step.SUBMITTING, backend=backend.name, client_id=client_id, intent_at=self._clock.now()
+            )
+            try:
+                await backend.submit(run.id, client_id, graph, run.claim.extra_data)
+            except BackendRejected as exc:
+                raise Stop(Failed(error=task_error(exc))) from exc
+            except BackendUnreachable as exc:
+                raise Stop(Interrupted(reason=Interruption.LOST, message=exc.message)) from exc
+            except BackendUnclear as exc:
+                log.warning("prompt.unclear", reason=exc.message)
+                return
+        await run.record(Step.SUBMITTED, accepted_at=self._clock.now())
+
+    async def find(self, run: Run, backend: Backend) -> None:
+        """Learn whether a POST of unknown fate has arrived: the queue is asked until that is certain."""
+        since, absent = self._clock.monotonic(), 0
+        while True:
+            sighting = await self._look(run, backend)
+            if sighting is not None and not isinstance(sighting, Absent):
+                await run.record(Step.SUBMITTED, accepted_at=self._clock.now())
+                return
+            absent += sighting is not None
+            if absent >= GHOST_LOOKS and self._clock.monotonic() - since >= GHOST_AGE_MS:
+                message = "ComfyUI did not take the prompt"
+                raise Stop(Interrupted(reason=Interruption.LOST, message=message))
+            await self._clock.sleep(GHOST_PAUSE_MS)
+
+    async def _look(self, run: Run, backend: Backend, *, ended: bool = False) -> Sighting | None:
+        """Where the prompt is; None if ComfyUI did not say, which proves nothing (Q20)."""
+        try:
+            return await backend.look(run.id, ended)
+        except BackendError as exc:
+            log.debug("look.unclear", reason=exc.message)
+            return None
+
+    async def follow(self, run: Run, backend: Backend, watch: Watch, listener: Listener) -> HistoryEntry:
+        """Until ComfyUI's verdict."""
+        absent = hasty = 0
+        if run.attempt.client_id == watch.client_id:  # posted a moment ago, so there is nothing to see yet
+            await self._pause(run, backend, watch, listener)
+        while True:
+            announced = watch.ended
+            sighting = await self._look(run, backend, ended=announced)
+            absent = absent + 1 if isinstance(sighting, Absent) else 0
+            match sighting:
+                case Ended(entry=entry):
+                    await self._expect_end(backend, watch, announced=announced)
+                    return entry
+                case Absent() if absent >= ABSENT_LOOKS:
+                    raise Stop(self._vanished(run))
+                case Running():
+                    await self._seen_running(run)
+                case None:
+                    listener.last_sign = self._clock.monotonic()
+                case _:
+                    pass  # waits in ComfyUI's queue, or was missed for the first time
+            if sighting is not None:
+                await self._check_clocks(run, backend, listener)
+            if watch.ended:
+                await self._clock.sleep(min(ENDED_PAUSE_MS << hasty, LOOK_MS))
+                hasty += 1
+            await self._pause(run, backend, watch, listener)
+
+    async def _pause(self, run: Run, backend: Backend, watch: Watch, listener: Listener) -> None:
+        """Wait until it is time to look. A cancel is obeyed at once, a first sign of life recorded."""
+        while not watch.ended:
+            await watch.wait(LOOK_MS if watch.connected else LOOK_DEAF_MS)
+            started = listener.running and run.attempt.seen_running_at is None
+            called = run.attention.called
+            if called and await run.cancel_asked():
+                await self._cancel(run, backend)
+            if started and not watch.ended:
+                await self._seen_running(run)
+            if not (started or called):
+                return
+
+    async def _expect_end(self, backend: Backend, watch: Watch, *, announced: bool) -> None:
+        """The socket should have told; an open one that does not is deaf although it answers pings (Q3)."""
+        if announced or not watch.connected:
+            return
+        await watch.wait(LATE_END_MS)
+        if watch.heard == 0 and watch.connected:
+            log.warning("socket.deaf", backend=backend.name)
+            backend.reset_socket()
+
+    async def _seen_running(self, run: Run) -> None:
+        if run.attempt.seen_running_at is None:
+            await run.record(run.attempt.step, seen_running_at=self._clock.now())
+
+    def _vanished(self, run: Run) -> Outcome:
+        """In neither queue nor history any more: ComfyUI was restarted, or somebody cleared its queue."""
+        if run.attempt.seen_running_at is None:
+            return Interrupted(reason=Interruption.LOST, message="ComfyUI lost the prompt before it ran")
+        return Interrupted(reason=Interruption.SUSPECT, message="ComfyUI lost the prompt while it ran")
+
+    async def _check_clocks(self, run: Run, backend: Backend, listener: Listener) -> None:
+        """End the prompt if one of the task's clocks has run out."""
+        error = self._overdue(run, listener)
+        if error is not None:
+            await self._stop_prompt(run, backend)
+            raise Stop(Failed(error=error))
+
+    def _overdue(self, run: Run, listener: Listener) -> TaskError | None:
+        policy, attempt, now = run.claim.task.policy, run.attempt, self._clock.now()
+        started = attempt.seen_running_at
+        if started is None:
+            waited = now - (attempt.accepted_at or now)
+            if policy.start_timeout_ms is not None and waited > policy.start_timeout_ms:
+                return _overdue("start_timeout", "did not start to execute", policy.start_timeout_ms)
+            return None
+        if policy.timeout_ms is not None and now - started > policy.timeout_ms:
+            return _overdue("execution_timeout", "did not finish", policy.timeout_ms, retryable=False)
+        silent = self._clock.monotonic() - listener.last_sign
+        if policy.stall_timeout_ms is not None and silent > policy.stall_timeout_ms:
+            return _overdue("stalled", "gave no sign of life", policy.stall_timeout_ms)
+        return None
+
+    async def _cancel(self, run: Run, backend: Backend) -> None:
+        """Stop exactly this prompt; returns only by leaving the pipeline."""
+        entry = await self._stop_prompt(run, backend)
+        if entry is not None and entry.verdict == "success":
+            raise Stop(Canceled(message="the prompt had finished before it could be stopped"))
+        raise Stop(Canceled(message="canceled"))
+
+    async def _stop_prompt(self, run: Run, backend: Backend) -> HistoryEntry | None:
+        """Ask until the prompt is neither waiting nor running (Q7); its history, if it has one."""
+        pause, absent = CANCEL_FIRST_MS, 0
+        while True:
+            try:
+                await backend.cancel(run.id)
+            except BackendError as exc:
+                log.info("cancel.unclear", reason=exc.message)
+            sighting = await self._look(run, backend)
+            if isinstance(sighting, Ended):
+                return sighting.entry
+            absent = absent + 1 if isinstance(sighting, Absent) else 0
+            if absent >= ABSENT_LOOKS:
+                return None
+            await self._clock.sleep(pause)
+            pause = min(pause * 2, CANCEL_MOST_MS)
+
+
+def _overdue(code: str, what: str, limit_ms: int, *, retryable: bool = True) -> TaskError:
+    message = f"the prompt {what} within {limit_ms / 1000:g} s"
+    return TaskError(code=code, message=message, retryable=retryable)

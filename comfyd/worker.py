@@ -1,0 +1,186 @@
+"""The workers: take what is most urgent, hold the claim while it is executed, settle it; never more."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Final
+
+import structlog
+
+from comfyd.clock import Clock
+from comfyd.errors import StaleClaim, StoreError
+from comfyd.execution import Executor
+from comfyd.lifecycle import RetryPolicy, decide
+from comfyd.metrics import Metrics
+from comfyd.progress import Board
+from comfyd.queue import TaskQueue
+from comfyd.slots import Place, Slots
+from comfyd.storage.base import Storage
+from comfyd.store.base import Store
+from comfyd.tasks import Claim, Outcome, Ready, Settlement, Status, Step, Succeeded, Task
+
+log = structlog.get_logger("comfyd.worker")
+
+SETTLE_PAUSE_MS: Final = 1_000
+"""How long an outcome waits for a database that refuses it."""
+
+
+class Settler:
+    """Turns outcomes into rows, and tells who should know. Lives as long as the process."""
+
+    def __init__(
+        self,
+        store: Store,
+        storage: Storage,
+        board: Board,
+        metrics: Metrics,
+        clock: Clock,
+        policy: RetryPolicy,
+    ) -> None:
+        self._store = store
+        self._storage = storage
+        self._board = board
+        self._metrics = metrics
+        self._clock = clock
+        self._policy = policy
+
+    def started(self, task: Task) -> None:
+        """A worker has the task."""
+        self._board.status(task.id, task.status)
+        if task.attempt_count == 1 and task.started_at is not None:
+            self._metrics.claimed(task.started_at - task.created_at)
+
+    async def settle(self, claim: Claim, outcome: Outcome) -> Task:
+        """Apply the outcome; waits while the database cannot take it. Raises `StaleClaim`."""
+        while True:
+            try:
+                task = await self._apply(claim, outcome)
+            except StaleClaim:
+                raise
+            except StoreError as exc:
+                log.warning("settle.waits", reason=exc.message)
+                await self._clock.sleep(SETTLE_PAUSE_MS)
+            else:
+                return task
+
+    async def _apply(self, claim: Claim, outcome: Outcome) -> Task:
+        current = await self._store.get(claim.task.id)
+        if current is None:
+            raise StaleClaim(f"task {claim.task.id} is gone")
+        settlement = decide(current, outcome, self._policy, self._clock.now(), self._clock.jitter())
+        task = await self._store.settle(claim.attempt.id, settlement, self._clock.now())
+        if isinstance(outcome, Succeeded) and task.status is not Status.SUCCEEDED:
+            for artefact in outcome.artefacts:
+                await self._storage.delete(artefact.key)
+        self._tell(task, settlement)
+        return task
+
+    def _tell(self, task: Task, settlement: Settlement) -> None:
+        error = settlement.error
+        code = error.code if error is not None else None
+        log.info("task.settled", status=task.status, outcome=settlement.outcome, error=code)
+        self._board.status(task.id, task.status)
+        if task.status.terminal:
+            self._metrics.finished(task.status, (task.completed_at or task.created_at) - task.created_at)
+        else:
+            self._metrics.repeated(settlement.outcome)
+
+
+class Workers:
+    """What the worker loops share. Lives as long as the process; `drain` before the database is closed."""
+
+    def __init__(
+        self,
+        store: Store,
+        queue: TaskQueue,
+        slots: Slots,
+        executor: Executor,
+        settler: Settler,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._queue = queue
+        self._slots = slots
+        self._executor = executor
+        self._settler = settler
+        self._clock = clock
+        self._working: set[asyncio.Task[None]] = set()
+
+    async def step(self) -> int:
+        """One task, from the queue to its settlement. Cancelled, it leaves the work it began to `drain`."""
+        ready = await self._queue.take()
+        entered = asyncio.Event()
+        work = self._spawn(self._claim_and_work(ready, entered))
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if not entered.is_set():
+                work.cancel()
+            raise
+        return 0
+
+    def adopt(self, claims: Sequence[Claim]) -> None:
+        """Take up what an earlier process left, before anything new is claimed."""
+        for claim in claims:
+            log.info("task.adopted", task_id=claim.task.id, step=claim.attempt.step)
+            self._spawn(self._resume(claim))
+
+    async def drain(self, grace_ms: int) -> None:
+        """Let what is nearly done end within the grace, and leave the rest to the next process."""
+        if self._working:
+            await asyncio.wait(self._working, timeout=grace_ms / 1000)
+        for work in self._working:
+            work.cancel()
+        await asyncio.gather(*self._working, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+        return task
+
+    async def _claim_and_work(self, ready: Ready, entered: asyncio.Event) -> None:
+        try:
+            async with self._slots.admit(ready) as place:
+                entered.set()
+                claim = await self._claim(ready)
+                if claim is not None:
+                    await self._work(claim, place)
+        finally:
+            self._queue.taken(ready)
+
+    async def _claim(self, ready: Ready) -> Claim | None:
+        try:
+            return await self._store.claim(ready.task_id, self._clock.new_id(), self._clock.now())
+        except StoreError:
+            self._queue.look_again()
+            raise
+        finally:
+            self._queue.taken(ready)
+
+    async def _resume(self, claim: Claim) -> None:
+        ready = Ready(rank=-claim.task.priority, seq=claim.task.seq, task_id=claim.task.id)
+        host = claim.attempt.backend
+        if claim.attempt.step in {Step.SUBMITTING, Step.SUBMITTED} and host in self._slots.used:
+            async with self._slots.adopt(ready, host) as place:
+                await self._work(claim, place)
+        elif claim.attempt.step is Step.CLAIMED:
+            async with self._slots.admit(ready) as place:
+                await self._work(claim, place)
+        else:
+            await self._work(claim, Place(self._slots, ready))
+
+    async def _work(self, claim: Claim, place: Place) -> None:
+        task_id = claim.task.id
+        structlog.contextvars.bind_contextvars(task_id=task_id, attempt_id=claim.attempt.id)
+        with self._queue.attention(task_id) as attention:
+            if claim.task.cancel_requested_at is not None:
+                attention.call()
+            self._settler.started(claim.task)
+            try:
+                outcome = await self._executor.execute(claim, place, attention)
+                task = await self._settler.settle(claim, outcome)
+            except StaleClaim as exc:
+                log.warning("claim.stale", reason=exc.message)
+                return
+        if task.status is Status.QUEUED:
+            self._queue.offer(task)

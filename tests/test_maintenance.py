@@ -1,0 +1,125 @@
+"""The chores, one step at a time."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from comfyd.catalog import Catalog
+from comfyd.control import Control
+from comfyd.maintenance import BATCH, RETENTION_EVERY_MS, Retention, Templates
+from comfyd.progress import Board
+from comfyd.queue import TaskQueue
+from comfyd.simulator import Simulator
+from comfyd.storage.local import LocalStorage, open_local
+from comfyd.store.base import Store
+from comfyd.store.sqlite import open_sqlite
+from comfyd.tasks import Settlement, Status
+from tests.support.clock import HandClock
+from tests.support.service import bench, configuration, until
+from tests.support.values import artefact, new_task
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    async with open_sqlite(tmp_path / "comfyd.db") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def files(tmp_path: Path) -> AsyncIterator[LocalStorage]:
+    async with open_local(tmp_path / "files") as opened:
+        yield opened
+
+
+async def chunk(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def end_one(store: Store, files: LocalStorage, clock: HandClock, number: int) -> str:
+    """A task that succeeded with one file."""
+    task_id = f"5e1f6c1e-0000-4000-8000-{number:012}"
+    await store.add(new_task(task_id), None, clock.now())
+    claim = await store.claim(task_id, clock.new_id(), clock.now())
+    assert claim is not None
+    stored = await files.put(f"{task_id}/1/a.png", chunk(b"x"), "image/png")
+    kept = artefact(key=stored.key)
+    await store.settle(
+        claim.attempt.id,
+        Settlement(status=Status.SUCCEEDED, outcome="succeeded", artefacts=(kept,)),
+        clock.now(),
+    )
+    return task_id
+
+
+def chores(store: Store, files: LocalStorage, clock: HandClock, keep_ms: int) -> Retention:
+    control = Control(store, files, TaskQueue(store, clock), Board(), clock)
+    return Retention(store, control, clock, keep_ms)
+
+
+async def test_ended_tasks_and_their_files_are_forgotten_when_they_are_old(
+    store: Store, files: LocalStorage, tmp_path: Path
+) -> None:
+    clock = HandClock()
+    old = await end_one(store, files, clock, 1)
+    clock.advance(10_000)
+    young = await end_one(store, files, clock, 2)
+    clock.advance(5_000)
+    assert await chores(store, files, clock, 10_000).step() == RETENTION_EVERY_MS
+    assert await store.get(old) is None
+    assert await store.get(young) is not None
+    assert not (tmp_path / "files" / old).exists()
+    assert (tmp_path / "files" / young / "1" / "a.png").exists()
+
+
+async def test_a_full_batch_is_followed_by_the_next_at_once(store: Store, files: LocalStorage) -> None:
+    clock = HandClock()
+    for number in range(BATCH):
+        await end_one(store, files, clock, number)
+    clock.advance(10_000)
+    assert await chores(store, files, clock, 1_000).step() == 0
+    assert await chores(store, files, clock, 1_000).step() == RETENTION_EVERY_MS
+
+
+async def test_retention_may_be_off(store: Store, files: LocalStorage) -> None:
+    clock = HandClock()
+    kept = await end_one(store, files, clock, 1)
+    clock.advance(10**12)
+    assert await chores(store, files, clock, 0).step() == RETENTION_EVERY_MS
+    assert await store.get(kept) is not None
+
+
+async def test_a_task_that_cannot_be_forgotten_does_not_stop_the_others(
+    store: Store, files: LocalStorage, tmp_path: Path
+) -> None:
+    clock = HandClock()
+    stuck, loose = [await end_one(store, files, clock, number) for number in (1, 2)]
+    broken = tmp_path / "files" / stuck / "1" / "a.png"
+    broken.unlink()
+    broken.mkdir()
+    clock.advance(10_000)
+    await chores(store, files, clock, 1_000).step()
+    assert await store.get(loose) is None
+
+
+async def test_changed_templates_are_read_again(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path)
+    templates = Templates(catalog)
+    await templates.step()
+    assert catalog.list() == ()
+    (tmp_path / "one.json").write_text('{"1": {"class_type": "SaveImage", "inputs": {}}}')
+    await templates.step()
+    assert [template.name for template in catalog.list()] == ["one"]
+
+
+async def test_a_comfyui_that_comes_back_is_noticed_soon(tmp_path: Path) -> None:
+    async with Simulator() as simulator, bench(configuration(tmp_path / "data", simulator.url)) as made:
+        backend = made.ground.backends[0]
+        await until(lambda: backend.state.ready)
+        await simulator.crash()
+        await until(lambda: not backend.state.ready)
+        await simulator.restart()
+        began = asyncio.get_running_loop().time()
+        await until(lambda: backend.state.ready)
+        assert asyncio.get_running_loop().time() - began < 4

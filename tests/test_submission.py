@@ -1,0 +1,125 @@
+"""Leg 1: what is accepted is on disk, what is wrong leaves no trace."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from comfyd.config import LimitsConfig, QueueConfig
+from comfyd.errors import InvalidInputs, InvalidWorkflow, QueueFull, UnknownWorkflow, WorkflowFormatUi
+from comfyd.simulator import Simulator, SimulatorOptions
+from comfyd.submission import SubmitRequest, Terms
+from comfyd.tasks import IdempotencyKey, Policy, Status
+from tests.support.service import Bench, bench, colored, configuration
+from tests.support.values import GRAPH
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[Simulator]:
+    async with Simulator(SimulatorOptions()) as made:
+        yield made
+
+
+@pytest.fixture
+async def made(simulator: Simulator, tmp_path: Path) -> AsyncIterator[Bench]:
+    settings = configuration(tmp_path / "data", simulator.url)
+    settings = msgspec.structs.replace(settings, limits=LimitsConfig(queued_tasks=3))
+    async with bench(settings, works=False) as idle:
+        await idle.ground.backends[0].probe()
+        yield idle
+
+
+async def queued(made: Bench) -> int:
+    return (await made.store.counts())[Status.QUEUED]
+
+
+async def test_a_graph_is_queued_with_what_will_run(made: Bench) -> None:
+    graph = colored(1)
+    graph["9"] = {"class_type": "EmptyImage", "inputs": {}}
+    row = await made.submit(graph, priority=7, metadata={"user": "me"}, max_attempts=5, timeout=2.5)
+    assert (row.status, row.priority, row.nodes_total) == (Status.QUEUED, 7, 2)
+    assert row.policy.max_attempts == 5
+    assert row.policy.timeout_ms == 2_500
+    assert row.metadata == {"user": "me"}
+    assert await made.store.graph(row.id) is not None
+
+
+async def test_inputs_of_a_raw_graph_are_set_by_address(made: Bench) -> None:
+    row = await made.submit(GRAPH, inputs={"1.width": 32, "SaveImage.filename_prefix": "mine"})
+    graph = await made.store.graph(row.id)
+    assert graph is not None
+    assert graph["1"]["inputs"]["width"] == 32
+    assert graph["2"]["inputs"]["filename_prefix"] == "mine"
+    assert row.inputs == {"1.width": 32, "SaveImage.filename_prefix": "mine"}
+
+
+async def test_a_template_is_rendered_and_its_values_are_kept(made: Bench) -> None:
+    row = await made.submit("text-to-image", inputs={"prompt": "a cat"})
+    assert row.workflow == "text-to-image"
+    assert row.inputs is not None
+    assert row.inputs["prompt"] == "a cat"
+    assert isinstance(row.inputs["seed"], int)
+
+
+async def test_the_same_shape_is_the_same_workflow_whatever_its_values(made: Bench) -> None:
+    first, second = await made.submit(colored(1)), await made.submit(colored(2))
+    assert first.shape == second.shape
+
+
+async def test_a_key_that_is_repeated_gives_the_first_task(made: Bench) -> None:
+    key = IdempotencyKey(key="k", body_sha256="d")
+    request = SubmitRequest(workflow=GRAPH)
+    first = await made.state.submission.submit(request, key)
+    again = await made.state.submission.submit(request, key)
+    assert (first.replayed, again.replayed) == (False, True)
+    assert first.task.id == again.task.id
+    assert await queued(made) == 1
+
+
+async def test_a_full_queue_refuses(made: Bench) -> None:
+    for number in range(3):
+        await made.submit(colored(number))
+    with pytest.raises(QueueFull) as refusal:
+        await made.submit(colored(9))
+    assert refusal.value.details["retry_after"] > 0
+    assert await queued(made) == 3
+
+
+async def test_what_is_wrong_is_refused_and_leaves_no_trace(made: Bench, simulator: Simulator) -> None:
+    with pytest.raises(UnknownWorkflow):
+        await made.submit("no-such-template")
+    with pytest.raises(InvalidInputs):
+        await made.submit("text-to-image", inputs={"steps": "many", "nonsense": 1})
+    with pytest.raises(WorkflowFormatUi):
+        await made.submit({"nodes": [], "links": [], "last_node_id": 1})
+    with pytest.raises(InvalidWorkflow) as refusal:
+        await made.submit({"1": {"class_type": "NoSuchClass", "inputs": {}}})
+    assert "1" in refusal.value.details["node_errors"]
+    assert await queued(made) == 0
+    assert simulator.executions == []
+
+
+async def test_without_a_comfyui_that_answers_tasks_are_accepted(made: Bench, simulator: Simulator) -> None:
+    await simulator.crash()
+    row = await made.submit({"1": {"class_type": "WhoKnows", "inputs": {}}})
+    assert (row.status, row.nodes_total) == (Status.QUEUED, 1)
+
+
+async def test_a_refusal_asks_comfyui_anew_but_not_every_time(made: Bench, simulator: Simulator) -> None:
+    wrong = {"1": {"class_type": "NoSuchClass", "inputs": {}}}
+    with pytest.raises(InvalidWorkflow):
+        await made.submit(wrong)
+    await simulator.crash()
+    # what is known is believed for a while: nobody is asked, so nobody's absence is noticed
+    with pytest.raises(InvalidWorkflow):
+        await made.submit(wrong)
+
+
+def test_terms_fill_in_what_a_request_leaves_open() -> None:
+    terms = Terms.of(QueueConfig(timeout=60, start_timeout=0, stall_timeout=1.5), LimitsConfig())
+    assert terms.policy == Policy(
+        max_attempts=3, timeout_ms=60_000, start_timeout_ms=None, stall_timeout_ms=1_500
+    )
+    asked = terms.policy_of(SubmitRequest(workflow="w", start_timeout=5, max_attempts=1))
+    assert asked == Policy(max_attempts=1, timeout_ms=60_000, start_timeout_ms=5_000, stall_timeout_ms=1_500)
