@@ -1,0 +1,1 @@
+"""Where tasks rest: the `Store` protocol and its implementations. Never decides, logs or sleeps."""

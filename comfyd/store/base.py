@@ -1,0 +1,103 @@
+"""The seam between comfyd and its database: one protocol of whole transitions; never a row or a query."""
+
+from typing import Protocol
+
+from comfyd.tasks import (
+    Added,
+    Attempt,
+    Claim,
+    Graph,
+    IdempotencyKey,
+    NewTask,
+    ReadyPage,
+    RunTimes,
+    Settlement,
+    Status,
+    Task,
+    TaskFilter,
+    TaskPage,
+)
+
+
+class Store(Protocol):
+    """Tasks and attempts, durably. Lives as long as the process; an object in hand is open.
+
+    Every verb is one atomic transition. `now` is an argument in UTC milliseconds, ids are arguments too. A
+    verb that writes returns only after the write is synced to disk, unless its docstring says otherwise. A
+    read sees every write that was answered before it began. A caller that is canceled while it waits for a
+    write does not know whether that was applied.
+    Raises `StoreUnavailable` or `InsufficientStorage` where the database fails.
+    """
+
+    async def add(self, new: NewTask, key: IdempotencyKey | None, now: int) -> Added:
+        """Queue a task and keep its idempotency key in the same transaction.
+
+        With a key that is known the first task is returned again, `replayed`; with one that is known for
+        another body `IdempotencyKeyReuse` is raised and nothing is stored.
+        """
+
+    async def replay(self, key: IdempotencyKey) -> Task | None:
+        """The task that was made under this key; None if there is none. Raises `IdempotencyKeyReuse`."""
+
+    async def get(self, task_id: str) -> Task | None:
+        """The task with its artefacts and attempts (oldest first)."""
+
+    async def graph(self, task_id: str) -> Graph | None:
+        """The graph as it was accepted."""
+
+    async def list_tasks(self, wanted: TaskFilter, cursor: str | None, limit: int) -> TaskPage:
+        """Tasks newest first. Raises `MalformedRequest` for a cursor that is not one of ours."""
+
+    async def ready(self, now: int, limit: int) -> ReadyPage:
+        """The `limit` most urgent queued tasks with `available_at <= now`, in order."""
+
+    async def claim(self, task_id: str, attempt_id: str, now: int) -> Claim | None:
+        """Take the task if it is queued, due, and not canceled: {queued -> running, attempt claimed}.
+
+        None if somebody else was first. Need not be synced: a claim lost in a crash is a task still queued.
+        """
+
+    async def record(self, attempt: Attempt) -> None:
+        """Keep how far the attempt got. Raises `StaleClaim` unless it is the live one of its task.
+
+        Steps may be skipped but never go back; from `submitting` on the intent (`intent_at`, `backend`,
+        `client_id`) is set. How the attempt ends is for `settle` to write.
+        """
+
+    async def settle(self, attempt_id: str, settlement: Settlement, now: int) -> Task:
+        """Apply the transition, end the attempt, keep the artefacts, learn the run time; one transaction.
+
+        A task that goes back to the queue keeps its `seq`, so it is first among its equals. If a cancel came
+        since the decision, it becomes canceled instead. Raises `StaleClaim` unless the attempt is the live
+        one of its task.
+        """
+
+    async def cancel(self, task_id: str, now: int) -> Task | None:
+        """A queued task becomes canceled, a running one gets `cancel_requested_at`, an ended one stays."""
+
+    async def retry(self, task_id: str, now: int) -> Task | None:
+        """Queue an ended task again, behind its equals, with fresh counters. `Conflict` if it has not ended.
+
+        Its attempts stay on record; its artefacts are forgotten (their files are the caller's to delete).
+        """
+
+    async def delete(self, task_id: str) -> Task | None:
+        """Forget an ended task wholly and return what it was. Raises `Conflict` if it has not ended."""
+
+    async def live(self) -> tuple[Claim, ...]:
+        """Every running task with its live attempt, most urgent first: what a new process has to take up."""
+
+    async def counts(self) -> dict[Status, int]:
+        """How many tasks have each status; every status is a key."""
+
+    async def ahead(self, task: Task, now: int) -> int:
+        """How many queued and due tasks will be claimed before this queued one."""
+
+    async def ended_before(self, moment: int, limit: int) -> tuple[str, ...]:
+        """Ids of ended tasks with `completed_at < moment`, oldest first."""
+
+    async def run_times(self, shape: str) -> RunTimes | None:
+        """What past runs of this shape took; None before the first success."""
+
+    async def mean_run_time(self) -> RunTimes | None:
+        """The same over all shapes, weighted by how often each ran."""

@@ -1,0 +1,263 @@
+"""Rows of the SQLite schema as values of `tasks`, and back; never a transition, never a driver.
+
+Every function takes the database as its first argument and runs inside a transaction that its caller opened.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from comfyd.errors import IdempotencyKeyReuse
+from comfyd.tasks import (
+    Artefact,
+    Attempt,
+    Claim,
+    IdempotencyKey,
+    JsonObject,
+    OutputFile,
+    OutputOptions,
+    OutputType,
+    Policy,
+    Status,
+    Step,
+    Task,
+    TaskError,
+)
+
+
+class Cursor(Protocol):
+    """What one statement gave."""
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows it changed."""
+
+    def fetchone(self) -> Any:
+        """The next row as a tuple, or None."""
+
+    def fetchall(self) -> list[Any]:
+        """The rest of the rows."""
+
+
+class Database(Protocol):
+    """What of a connection is used: statements with bound parameters. Values never become SQL text."""
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Cursor:
+        """Run one statement."""
+
+    def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Cursor:
+        """Run one statement for each row of parameters."""
+
+
+_POLICY: Final = msgspec.json.Decoder(Policy)
+_OUTPUT: Final = msgspec.json.Decoder(OutputOptions)
+_ERROR: Final = msgspec.json.Decoder(TaskError)
+_COLLECTED: Final = msgspec.json.Decoder(tuple[OutputFile, ...])
+_OBJECT: Final = msgspec.json.Decoder(dict[str, Any])
+
+
+def text_of(value: Any) -> str:
+    """A small value as JSON text."""
+    return msgspec.json.encode(value).decode()
+
+
+def error_text(error: TaskError | None) -> str | None:
+    """An error as JSON text, or NULL."""
+    return None if error is None else text_of(error)
+
+
+def object_of(blob: bytes) -> JsonObject:
+    """A payload column as the object that was stored."""
+    return _OBJECT.decode(blob)
+
+
+def number_of(db: Database, task_id: str) -> int | None:
+    """The row of a task."""
+    row = db.execute("SELECT number FROM tasks WHERE id = ?", (task_id,)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def tasks_of(db: Database, numbers: Sequence[int]) -> tuple[Task, ...]:
+    """The tasks of these rows in this order, each with metadata, artefacts and attempts."""
+    wanted = text_of(numbers)
+    rows = db.execute(
+        """
+        SELECT t.number, t.id, t.seq, t.status, t.priority, t.workflow, t.shape, t.nodes_total, t.policy,
+               t.output, t.key_id, t.created_at, t.available_at, t.started_at, t.completed_at,
+               t.cancel_requested_at, t.attempt_count, t.failures, t.suspects, t.strays, t.error, p.inputs
+        FROM json_each(?) AS wanted
+        CROSS JOIN tasks AS t ON t.number = wanted.value
+        JOIN payloads AS p ON p.task = t.number
+        ORDER BY wanted.key
+        """,
+        (wanted,),
+    ).fetchall()
+    metadata = _metadata_of(db, wanted)
+    artefacts = _artefacts_of(db, wanted)
+    attempts = _attempts_of(db, wanted, {row[0]: row[1] for row in rows})
+    return tuple(
+        _task(row, metadata.get(row[0], {}), artefacts.get(row[0], ()), attempts.get(row[0], ()))
+        for row in rows
+    )
+
+
+def task_of(db: Database, number: int) -> Task:
+    """The task of a row that is there."""
+    (task,) = tasks_of(db, (number,))
+    return task
+
+
+def _task(
+    row: Any, metadata: dict[str, str], artefacts: Sequence[Artefact], attempts: Sequence[Attempt]
+) -> Task:
+    return Task(
+        id=row[1],
+        seq=row[2],
+        status=Status(row[3]),
+        priority=row[4],
+        workflow=row[5],
+        shape=row[6],
+        nodes_total=row[7],
+        policy=_POLICY.decode(row[8]),
+        output=_OUTPUT.decode(row[9]),
+        key_id=row[10],
+        created_at=row[11],
+        available_at=row[12],
+        started_at=row[13],
+        completed_at=row[14],
+        cancel_requested_at=row[15],
+        attempt_count=row[16],
+        failures=row[17],
+        suspects=row[18],
+        strays=row[19],
+        error=_error(row[20]),
+        inputs=None if row[21] is None else object_of(row[21]),
+        metadata=metadata,
+        artefacts=tuple(artefacts),
+        attempts=tuple(attempts),
+    )
+
+
+def _error(text: str | None) -> TaskError | None:
+    return None if text is None else _ERROR.decode(text)
+
+
+def _metadata_of(db: Database, wanted: str) -> dict[int, dict[str, str]]:
+    found: dict[int, dict[str, str]] = {}
+    for number, key, value in db.execute(
+        "SELECT task, key, value FROM metadata WHERE task IN (SELECT value FROM json_each(?))", (wanted,)
+    ).fetchall():
+        found.setdefault(number, {})[key] = value
+    return found
+
+
+def _artefacts_of(db: Database, wanted: str) -> dict[int, list[Artefact]]:
+    found: dict[int, list[Artefact]] = {}
+    for row in db.execute(
+        """
+        SELECT task, node_id, "index", name, type, content_type, size_bytes, sha256, key, storage, width,
+               height, duration, text
+        FROM artefacts WHERE task IN (SELECT value FROM json_each(?)) ORDER BY task, position
+        """,
+        (wanted,),
+    ).fetchall():
+        artefact = Artefact(
+            node_id=row[1],
+            index=row[2],
+            name=row[3],
+            type=OutputType(row[4]),
+            content_type=row[5],
+            size_bytes=row[6],
+            sha256=row[7],
+            key=row[8],
+            storage=row[9],
+            width=row[10],
+            height=row[11],
+            duration=row[12],
+            text=row[13],
+        )
+        found.setdefault(row[0], []).append(artefact)
+    return found
+
+
+def _attempts_of(db: Database, wanted: str, task_ids: dict[int, str]) -> dict[int, list[Attempt]]:
+    found: dict[int, list[Attempt]] = {}
+    for row in db.execute(
+        """
+        SELECT task, id, number, step, claimed_at, backend, client_id, intent_at, accepted_at,
+               seen_running_at, executed_at, execution_ms, collected, ended_at, outcome, error
+        FROM attempts WHERE task IN (SELECT value FROM json_each(?)) ORDER BY task, number
+        """,
+        (wanted,),
+    ).fetchall():
+        attempt = Attempt(
+            id=row[1],
+            task_id=task_ids[row[0]],
+            number=row[2],
+            step=Step(row[3]),
+            claimed_at=row[4],
+            backend=row[5],
+            client_id=row[6],
+            intent_at=row[7],
+            accepted_at=row[8],
+            seen_running_at=row[9],
+            executed_at=row[10],
+            execution_ms=row[11],
+            collected=_COLLECTED.decode(row[12]),
+            ended_at=row[13],
+            outcome=row[14],
+            error=_error(row[15]),
+        )
+        found.setdefault(row[0], []).append(attempt)
+    return found
+
+
+def insert_artefacts(db: Database, number: int, artefacts: Sequence[Artefact]) -> None:
+    """Keep a task's artefacts in their order."""
+    db.executemany(
+        "INSERT INTO artefacts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                number,
+                position,
+                artefact.node_id,
+                artefact.index,
+                artefact.name,
+                artefact.type.value,
+                artefact.content_type,
+                artefact.size_bytes,
+                artefact.sha256,
+                artefact.key,
+                artefact.storage,
+                artefact.width,
+                artefact.height,
+                artefact.duration,
+                artefact.text,
+            )
+            for position, artefact in enumerate(artefacts)
+        ],
+    )
+
+
+def claim_of(db: Database, number: int) -> Claim:
+    """A running task with its live attempt, which is its last one, and its graph."""
+    task = task_of(db, number)
+    graph, extra_data = db.execute(
+        "SELECT graph, extra_data FROM payloads WHERE task = ?", (number,)
+    ).fetchone()
+    return Claim(
+        task=task, attempt=task.attempts[-1], graph=object_of(graph), extra_data=object_of(extra_data)
+    )
+
+
+def kept_under(db: Database, key: IdempotencyKey) -> Task | None:
+    """The task that was made under this key. Raises `IdempotencyKeyReuse` if its body was another one."""
+    row = db.execute(
+        "SELECT task, body_sha256 FROM idempotency WHERE owner = ? AND key = ?", (key.key_id or "", key.key)
+    ).fetchone()
+    if row is None:
+        return None
+    if row[1] != key.body_sha256:
+        raise IdempotencyKeyReuse("this idempotency key was used before with another body")
+    return task_of(db, row[0])

@@ -1,0 +1,119 @@
+"""Small values for the tests of the store, and the way of a task through its verbs."""
+
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import msgspec
+
+from comfyd.store.base import Store
+from comfyd.tasks import (
+    Artefact,
+    Attempt,
+    Claim,
+    NewTask,
+    OutputFile,
+    OutputType,
+    Settlement,
+    Status,
+    Step,
+    Task,
+    TaskError,
+)
+
+Opener = Callable[[], AbstractAsyncContextManager[Store]]
+"""Opens the same store again and again."""
+
+NOW = 1_700_000_000_000
+GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {"width": 64, "seed": 2**64 - 1, "text": "Grüße 🎨"}}}
+BOOM = TaskError(code="node_failed", message="boom", retryable=True, details={"node_id": "7"})
+
+
+def new_id() -> str:
+    """A fresh id, for tasks and attempts alike."""
+    return str(uuid.uuid4())
+
+
+def new_task(**changes: Any) -> NewTask:
+    """A small submission."""
+    return msgspec.structs.replace(
+        NewTask(id=new_id(), graph=GRAPH, shape="shape-1", nodes_total=1), **changes
+    )
+
+
+def artefact(index: int = 0, node_id: str = "9") -> Artefact:
+    """A stored picture."""
+    return Artefact(
+        node_id=node_id,
+        index=index,
+        name=f"picture-{index}.png",
+        type=OutputType.IMAGE,
+        content_type="image/png",
+        size_bytes=123,
+        sha256="ab" * 32,
+        key=f"tasks/x/{node_id}/{index}.png",
+        width=64,
+        height=32,
+        duration=None,
+    )
+
+
+OUTPUT_FILE = OutputFile(node_id="9", index=0, kind="images", type=OutputType.IMAGE, filename="a_00001_.png")
+
+
+def succeeded(*artefacts: Artefact) -> Settlement:
+    """The transition of a good end."""
+    return Settlement(status=Status.SUCCEEDED, outcome="succeeded", artefacts=artefacts)
+
+
+def failed(**changes: Any) -> Settlement:
+    """The transition of a last failure."""
+    settlement = Settlement(status=Status.FAILED, outcome="failed", error=BOOM, failures=1)
+    return msgspec.structs.replace(settlement, **changes)
+
+
+def again(available_at: int | None, **changes: Any) -> Settlement:
+    """The transition back into the queue."""
+    settlement = Settlement(
+        status=Status.QUEUED, available_at=available_at, outcome="failed", error=BOOM, failures=1
+    )
+    return msgspec.structs.replace(settlement, **changes)
+
+
+async def added(store: Store, now: int = NOW, **changes: Any) -> Task:
+    """A queued task."""
+    return (await store.add(new_task(**changes), None, now)).task
+
+
+async def claimed(store: Store, now: int = NOW, **changes: Any) -> Claim:
+    """A running task."""
+    task = await added(store, now, **changes)
+    return await claim(store, task.id, now)
+
+
+async def claim(store: Store, task_id: str, now: int = NOW) -> Claim:
+    """Claim a task that can be claimed."""
+    taken = await store.claim(task_id, new_id(), now)
+    assert taken is not None
+    return taken
+
+
+async def ended(store: Store, now: int = NOW, **changes: Any) -> Task:
+    """A succeeded task with one artefact."""
+    taken = await claimed(store, now, **changes)
+    return await store.settle(taken.attempt.id, succeeded(artefact()), now)
+
+
+async def found(store: Store, task_id: str) -> Task:
+    """A task that is there."""
+    task = await store.get(task_id)
+    assert task is not None
+    return task
+
+
+def submitting(attempt: Attempt) -> Attempt:
+    """The attempt with its intent."""
+    return msgspec.structs.replace(
+        attempt, step=Step.SUBMITTING, backend="gpu-1", client_id="comfyd-1", intent_at=NOW + 1
+    )
