@@ -17,7 +17,7 @@ def test_it_serves_until_it_is_told_to_stop() -> None:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert "(0.33)" in line
-        with urllib.request.urlopen(f"{line.split()[-1]}/system_stats", timeout=10) as answer:  # noqa: S310 - http
+        with urllib.request.urlopen(f"{line.split()[-1]}/system_stats", timeout=10) as answer:
             assert answer.status == 200
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=20)

@@ -153,7 +153,7 @@ async def test_a_folder_is_not_a_file(storage: Storage) -> None:
 async def test_a_place_that_gives_back_other_bytes_is_no_storage(tmp_path: Path) -> None:
     class Forgetful(LocalStorage):
         @asynccontextmanager
-        async def open(self, *_: object) -> AsyncIterator[StoredFile]:  # type: ignore[override] # any key
+        async def open(self, *_: object) -> AsyncIterator[StoredFile]:
             yield StoredFile(size_bytes=0, chunks=chunks())
 
     async with open_local(tmp_path / "files"):

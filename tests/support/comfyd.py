@@ -95,7 +95,7 @@ class ComfydProcess:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/api/health", timeout=1) as answer:  # noqa: S310 - loopback
+            with urllib.request.urlopen(f"{self.url}/api/health", timeout=1) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
