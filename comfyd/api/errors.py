@@ -1,0 +1,140 @@
+"""Errors as HTTP answers: the only place that knows their statuses; never decides what is an error.
+
+One envelope on every route: `{"error": {"code", "message", "details"}}`.
+"""
+
+from http import HTTPStatus
+from typing import Any, Final
+
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.responses import Response
+from starlette.websockets import WebSocket, WebSocketState
+
+from comfyd.api.responses import JsonResponse
+from comfyd.errors import (
+    BackendError,
+    BackendUnclear,
+    BackendUnreachable,
+    BodyTooLarge,
+    ComfydError,
+    Conflict,
+    IdempotencyKeyReuse,
+    InsufficientStorage,
+    InvalidInputs,
+    InvalidWorkflow,
+    NotFound,
+    QueueFull,
+    RequestError,
+    StorageError,
+    StoreError,
+    UnsupportedMediaType,
+)
+
+log = structlog.get_logger("comfyd.api")
+
+STATUSES: Final[dict[type[ComfydError], int]] = {
+    ComfydError: 500,
+    RequestError: 400,
+    NotFound: 404,
+    Conflict: 409,
+    BodyTooLarge: 413,
+    UnsupportedMediaType: 415,
+    InvalidWorkflow: 422,
+    InvalidInputs: 422,
+    IdempotencyKeyReuse: 422,
+    QueueFull: 429,
+    StoreError: 503,
+    InsufficientStorage: 507,
+    StorageError: 503,
+    BackendError: 502,
+    BackendUnreachable: 502,
+    BackendUnclear: 504,
+}
+"""An error has the status of the nearest class above it that stands here."""
+
+RETRY_AFTER: Final = {429: 10, 503: 5}
+"""Seconds that `Retry-After` says where the error itself says nothing."""
+
+FRAMEWORK_CODES: Final = {404: "not_found", 405: "method_not_allowed"}
+"""Error codes of what the router finds out by itself."""
+
+_SOCKET_FAILED: Final = 1011
+"""The WebSocket close code for an unexpected condition."""
+
+
+def status_of(kind: type[ComfydError]) -> int:
+    """The HTTP status that errors of this class are answered with."""
+    return next(STATUSES[above] for above in kind.__mro__ if above in STATUSES)
+
+
+def envelope(code: str, message: str, details: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The body of an error."""
+    return {"error": {"code": code, "message": message, "details": details or {}}}
+
+
+def answer(error: ComfydError) -> Response:
+    """The HTTP answer to an error that comfyd raised on purpose."""
+    status = status_of(type(error))
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        return _unexpected()
+    headers = {}
+    if status in RETRY_AFTER:
+        headers["Retry-After"] = str(error.details.get("retry_after", RETRY_AFTER[status]))
+    return JsonResponse(envelope(error.code, error.message, error.details), status, headers)
+
+
+async def _on_comfyd_error(connection: HTTPConnection, error: Exception) -> Response | None:
+    assert isinstance(error, ComfydError)  # noqa: S101 - how the framework calls it
+    response = answer(error)
+    if response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.warning("request.failed", path=connection.url.path, code=error.code, reason=error.message)
+    return await _answered(connection, response)
+
+
+async def _on_framework_error(connection: HTTPConnection, error: Exception) -> Response | None:
+    """404 and 405 of the router, and what the framework refuses by itself."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - how the framework calls it
+    code = FRAMEWORK_CODES.get(error.status_code, "invalid_request")
+    path = connection.url.path
+    messages = {404: f"there is nothing at {path}", 405: f"{path} does not take this method"}
+    message = messages.get(error.status_code, error.detail)
+    headers = dict(error.headers or {})
+    return await _answered(connection, JsonResponse(envelope(code, message), error.status_code, headers))
+
+
+async def _on_disconnect(_: HTTPConnection, __: Exception) -> Response:
+    """The client went away while its request was read: nobody reads this."""
+    return Response(status_code=400)
+
+
+async def _on_unexpected(connection: HTTPConnection, error: Exception) -> Response | None:
+    """A mistake of ours: the client learns nothing but that it happened."""
+    log.error("request.broken", path=connection.url.path, exc_info=error)
+    return await _answered(connection, _unexpected())
+
+
+def _unexpected() -> Response:
+    message = "comfyd made a mistake; its log has the details under the X-Request-Id of this answer"
+    return JsonResponse(envelope("internal_error", message), HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+async def _answered(connection: HTTPConnection, response: Response) -> Response | None:
+    """The response itself over HTTP; a WebSocket is refused with it, or closed if it was accepted already."""
+    if isinstance(connection, Request):
+        return response
+    assert isinstance(connection, WebSocket)  # noqa: S101 - there is no third kind
+    if connection.application_state is WebSocketState.CONNECTING:
+        await connection.send_denial_response(response)
+    else:
+        await connection.close(_SOCKET_FAILED)
+    return None
+
+
+EXPECTED_ERRORS: Final[dict[Any, Any]] = {
+    ComfydError: _on_comfyd_error,
+    HTTPException: _on_framework_error,
+    ClientDisconnect: _on_disconnect,
+}
+UNEXPECTED_ERRORS: Final[dict[Any, Any]] = {Exception: _on_unexpected}

@@ -1,0 +1,136 @@
+"""Artefacts of the local storage over HTTP; never a file that no task's row names.
+
+A key begins with its task's id, so the row says what the file is. What a browser could run is an attachment.
+"""
+
+import re
+from contextlib import AbstractAsyncContextManager
+from typing import Final
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from comfyd.api.state import State, state_of
+from comfyd.api.waiting import gone, unless_stopped
+from comfyd.errors import FileNotFound
+from comfyd.storage.base import StoredFile
+from comfyd.tasks import Artefact
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_RANGE: Final = re.compile(r"bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})", re.ASCII)
+_MEDIA_TYPE: Final = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+(;[\x20-\x7e]*)?", re.IGNORECASE)
+_SHOWN: Final = re.compile(r"(image/(?!svg)|video/|audio/|text/plain\b|application/json\b).*", re.DOTALL)
+"""Media types that a browser shows without running anything; the rest it saves."""
+
+
+class NoSuchRange(Exception):
+    """The range lies outside the file."""
+
+
+async def read_file(request: Request) -> Response:
+    """`GET /api/files/{key}`."""
+    state = state_of(request)
+    artefact = await _artefact(state, request.path_params["key"])
+    headers = _headers(artefact)
+    tag = headers["ETag"]
+    if _names(request.headers.get("if-none-match"), tag):
+        return Response(status_code=304, headers=headers)
+    try:
+        span = _span(request, artefact.size_bytes, tag)
+    except NoSuchRange:
+        headers["Content-Range"] = f"bytes */{artefact.size_bytes}"
+        return Response(status_code=416, headers={**headers, "Content-Length": "0"})
+    start, length = span or (0, artefact.size_bytes)
+    if span is not None:
+        headers["Content-Range"] = f"bytes {start}-{start + length - 1}/{artefact.size_bytes}"
+    headers["Content-Length"] = str(length)
+    status = 200 if span is None else 206
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers)
+    return FileAnswer(state, state.storage.open(artefact.key, start, length), status, headers)
+
+
+async def _artefact(state: State, key: str) -> Artefact:
+    """The row's own word about a file. Raises `FileNotFound`."""
+    task_id = key.partition("/")[0]
+    task = await state.store.get(task_id) if _UUID.fullmatch(task_id) else None
+    for artefact in task.artefacts if task is not None else ():
+        if artefact.key == key and artefact.storage == state.storage.name:
+            return artefact
+    raise FileNotFound(f"there is no file {key[:200]!r}")
+
+
+def _headers(artefact: Artefact) -> dict[str, str]:
+    kind = artefact.content_type
+    if not _MEDIA_TYPE.fullmatch(kind):
+        kind = "application/octet-stream"
+    shown = "inline" if _SHOWN.fullmatch(kind.lower()) else "attachment"
+    name = artefact.name
+    plain = re.sub(r"[^A-Za-z0-9._ ()-]+", "_", name) or "file"
+    return {
+        "Content-Type": kind,
+        "Content-Disposition": f"{shown}; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}",
+        "ETag": f'"{artefact.sha256}"',
+        "Accept-Ranges": "bytes",
+        # A repeated task may store other bytes under the same key: ask again, by the tag.
+        "Cache-Control": "private, no-cache",
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+    }
+
+
+def _names(header: str | None, tag: str) -> bool:
+    """Whether an `If-None-Match` names this tag."""
+    if header is None:
+        return False
+    return any(part.strip().removeprefix("W/") in {tag, "*"} for part in header.split(","))
+
+
+def _span(request: Request, size: int, tag: str) -> tuple[int, int] | None:
+    """Start and length of the one range that is asked for; None for the whole file. Raises `NoSuchRange`.
+
+    Several ranges, other units and a range for other bytes (`If-Range`) are answered with the whole file.
+    """
+    found = _RANGE.fullmatch(request.headers.get("range", "").strip())
+    if found is None or request.headers.get("if-range", tag) != tag or not (found[1] or found[2]):
+        return None
+    if not found[1]:  # the last so many bytes
+        length = min(int(found[2]), size)
+        if length == 0:
+            raise NoSuchRange
+        return size - length, length
+    start = int(found[1])
+    last = min(int(found[2]), size - 1) if found[2] else size - 1
+    if found[2] and int(found[2]) < start:
+        return None  # no range at all, by RFC 9110
+    if start >= size:
+        raise NoSuchRange
+    return start, last - start + 1
+
+
+class FileAnswer(Response):
+    """A file on its way out, read only as fast as the client takes it."""
+
+    def __init__(
+        self,
+        state: State,
+        file: AbstractAsyncContextManager[StoredFile],
+        status: int,
+        headers: dict[str, str],
+    ) -> None:
+        super().__init__(status_code=status, headers=headers)
+        self._closing = state.closing
+        self._file = file
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        """Send it; a client that leaves ends it. Raises `FileNotFound` before anything is sent."""
+        async with self._file as file:
+            await unless_stopped(self._send(file, send), gone(receive), self._closing)
+
+    async def _send(self, file: StoredFile, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for chunk in file.chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

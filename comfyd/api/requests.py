@@ -1,0 +1,204 @@
+"""What a client sent, as plain values: bodies, query parameters and headers; never what they mean.
+
+Whatever cannot be read raises a `RequestError` that names the place.
+"""
+
+import hashlib
+import math
+import re
+from typing import Any, Final, TypeVar
+
+import msgspec
+import orjson
+from starlette.datastructures import QueryParams
+from starlette.requests import HTTPConnection, Request
+
+from comfyd.api.state import state_of
+from comfyd.errors import BodyTooLarge, MalformedRequest, TaskNotFound, UnsupportedMediaType
+from comfyd.tasks import IdempotencyKey
+
+T = TypeVar("T")
+
+METADATA_PAIRS: Final = 16
+METADATA_KEY: Final = 64
+METADATA_VALUE: Final = 512
+IDEMPOTENCY_KEY: Final = 255
+"""Characters at most."""
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_JSON_TYPE: Final = re.compile(r"application/json|[\w.+-]+/[\w.+-]+\+json", re.ASCII)
+_PREFERRED_WAIT: Final = re.compile(r'\bwait\s*=\s*"?(\d{1,9})"?', re.ASCII)
+_METADATA: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+_PLACE: Final = re.compile(r"(.*?)(?: - at (.*))?", re.DOTALL)
+_FIELD: Final = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`", re.DOTALL)
+_LATER: Final = {
+    "callbackUrl": "webhooks are not part of this version: read the task, or its events",
+    "webhook_url": "webhooks are not part of this version: read the task, or its events",
+}
+
+
+def task_id(connection: HTTPConnection) -> str:
+    """The task that the path names. Raises `TaskNotFound` for what can be no task's id."""
+    given: str = connection.path_params["task_id"]
+    if not _UUID.fullmatch(given.lower()):
+        raise TaskNotFound(f"there is no task {given[:100]!r}: an id is a UUID")
+    return given.lower()
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body. Raises `BodyTooLarge` as soon as it is known to be."""
+    limit = state_of(request).config.limits.body_bytes
+    refuse_too_large(request, limit)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large(limit)
+    return bytes(body)
+
+
+def refuse_too_large(request: Request, limit: int) -> None:
+    """Raises `BodyTooLarge` where the announced length is."""
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > limit:
+        raise too_large(limit)
+
+
+def too_large(limit: int) -> BodyTooLarge:
+    """The error that names the limit."""
+    return BodyTooLarge(
+        f"the body is longer than the {limit} bytes that limits.body_bytes allows", details={"limit": limit}
+    )
+
+
+def check_json_type(request: Request) -> None:
+    """Raises `UnsupportedMediaType` unless the body is announced as JSON, or as nothing, or is none."""
+    if request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers:
+        return  # some clients name a type for the body that they do not send
+    announced = request.headers.get("content-type", "")
+    kind = announced.partition(";")[0].strip().lower()
+    if kind and not _JSON_TYPE.fullmatch(kind):
+        raise UnsupportedMediaType(
+            f"the body is announced as {kind[:100]}; send it as application/json",
+            details={"content_type": announced[:100]},
+        )
+
+
+def parse_json(body: bytes) -> Any:
+    """The body as plain values. Raises `MalformedRequest` with the place where it stops being JSON."""
+    if not body:
+        raise MalformedRequest("the body is empty; send a JSON object")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        place = {"line": exc.lineno, "column": exc.colno}
+        message = f"the body is not JSON: {exc.msg} (line {exc.lineno}, column {exc.colno})"
+        raise MalformedRequest(message, details=place) from exc
+
+
+def converted(value: Any, kind: type[T]) -> T:
+    """The value as a struct. Raises `MalformedRequest` whose `details["path"]` names the field."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as exc:
+        message, path = _explained(str(exc))
+        raise MalformedRequest(f"{path}: {message}", details={"path": path}) from exc
+
+
+def _explained(text: str) -> tuple[str, str]:
+    """A sentence and a JSON path out of msgspec's one line."""
+    found = _PLACE.fullmatch(text)
+    message, place = (found[1], found[2] or "") if found else (text, "")
+    path = re.sub(r"^`key` in ", "a key of ", place).replace("`", "") or "$"
+    field = _FIELD.fullmatch(message)
+    if field is None:
+        return message.replace("`", ""), path
+    name = field[1]
+    if "missing" in message:
+        return "is required", f"{path}.{name}"
+    return _LATER.get(name, "there is no such field"), f"{path}.{name}"
+
+
+def idempotency_key(request: Request, *parts: bytes) -> IdempotencyKey | None:
+    """The client's key with the digest of what it sent; None without one."""
+    given = request.headers.get("idempotency-key")
+    if given is None:
+        return None
+    if not 1 <= len(given) <= IDEMPOTENCY_KEY or not (given.isascii() and given.isprintable()):
+        raise MalformedRequest(
+            f"Idempotency-Key must be 1 to {IDEMPOTENCY_KEY} printable ASCII characters",
+            details={"header": "Idempotency-Key"},
+        )
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return IdempotencyKey(key=given, body_sha256=digest.hexdigest())
+
+
+def wait_seconds(request: Request) -> float | None:
+    """How long the client wants to wait, by `?wait=` or `Prefer: wait=`, cut to the limit; None for no wait.
+
+    A malformed preference is ignored, as RFC 7240 asks; a malformed parameter is an error.
+    """
+    seconds = number(request.query_params, "wait")
+    if seconds is None:
+        preferred = _PREFERRED_WAIT.search(",".join(request.headers.getlist("prefer")))
+        seconds = float(preferred[1]) if preferred else None
+    return None if seconds is None else min(seconds, state_of(request).config.limits.wait)
+
+
+def number(query: QueryParams, name: str) -> float | None:
+    """A query parameter that is a number from 0; None where it is not given."""
+    text = query.get(name)
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise MalformedRequest(
+            f"?{name}= must be a number from 0, not {text[:50]!r}", details={"parameter": name}
+        )
+    return value
+
+
+def integer(query: QueryParams, name: str, least: int, most: int) -> int | None:
+    """A query parameter that is a whole number; None where it is not given."""
+    text = query.get(name)
+    if text is None:
+        return None
+    if not re.fullmatch(r"-?[0-9]{1,15}", text) or not least <= int(text) <= most:
+        raise MalformedRequest(
+            f"?{name}= must be a whole number from {least} to {most}, not {text[:50]!r}",
+            details={"parameter": name},
+        )
+    return int(text)
+
+
+def truth(query: QueryParams, name: str) -> bool:
+    """A query parameter that is `true` or `false`, and false where it is not given."""
+    text = query.get(name, "false").lower()
+    if text not in {"true", "false", "1", "0"}:
+        raise MalformedRequest(
+            f"?{name}= must be true or false, not {text[:50]!r}", details={"parameter": name}
+        )
+    return text in {"true", "1"}
+
+
+def metadata(query: QueryParams) -> dict[str, str]:
+    """The pairs given as `metadata[key]=value`. Raises `MalformedRequest` for too many or too long ones."""
+    pairs: dict[str, str] = {}
+    for name, value in query.multi_items():
+        found = _METADATA.fullmatch(name)
+        if found is None:
+            continue
+        if not 1 <= len(found[1]) <= METADATA_KEY or len(value) > METADATA_VALUE:
+            message = f"a key of metadata has 1 to {METADATA_KEY} characters, a value up to {METADATA_VALUE}"
+            raise MalformedRequest(message, details={"parameter": name[:100]})
+        pairs[found[1]] = value
+    if len(pairs) > METADATA_PAIRS:
+        raise MalformedRequest(
+            f"at most {METADATA_PAIRS} pairs of metadata", details={"parameter": "metadata"}
+        )
+    return pairs

@@ -1,0 +1,304 @@
+"""The shapes of requests and answers: what may be sent, and every key of what comes back; never a decision.
+
+Requests refuse unknown fields. Answers always have every key, null where a value is not known. The OpenAPI
+document is made from these structs.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from comfyd.api.requests import METADATA_KEY, METADATA_PAIRS, METADATA_VALUE
+
+StatusWord = Literal["PENDING", "PROCESSING", "COMPLETED", "FAILED", "CANCELED"]
+Moment = Annotated[
+    str, Meta(extra_json_schema={"format": "date-time"}, examples=["2025-11-23T11:41:07.250Z"])
+]
+PriorityWord = Literal["low", "normal", "high"]
+Priority = Annotated[int, Meta(ge=-1000, le=1000)]
+Attempts = Annotated[int, Meta(ge=1, le=100)]
+Patience = Annotated[float, Meta(gt=0, le=1e9, description="Seconds.")]
+Metadata = Annotated[
+    dict[
+        Annotated[str, Meta(min_length=1, max_length=METADATA_KEY)],
+        Annotated[str, Meta(max_length=METADATA_VALUE)],
+    ],
+    Meta(max_length=METADATA_PAIRS),
+]
+
+PRIORITIES: dict[str, int] = {"low": -10, "normal": 0, "high": 10}
+
+
+class OutputRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is wanted of the outputs."""
+
+    include_temp: Annotated[bool, Meta(description="Also keep ComfyUI's temporary previews.")] = False
+
+
+class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A workflow to run: a template's name, or a graph in ComfyUI's API format."""
+
+    workflow: Annotated[str, Meta(min_length=1, max_length=100)] | dict[str, Any]
+    inputs: Annotated[
+        dict[str, Any],
+        Meta(
+            description="By the template's input names; for a graph by `node_id.input` or `Node title.input`."
+        ),
+    ] = {}
+    priority: Annotated[
+        Priority | PriorityWord, Meta(description="Higher first; low is -10, normal 0, high 10.")
+    ] = 0
+    max_attempts: Attempts | None = None
+    timeout: Annotated[Patience | None, Meta(description="Seconds that ComfyUI may execute the prompt.")] = (
+        None
+    )
+    start_timeout: Annotated[
+        Patience | None, Meta(description="Seconds that the prompt may wait inside ComfyUI.")
+    ] = None
+    metadata: Metadata = {}
+    output: OutputRequest = OutputRequest()
+
+
+class ProgressView(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a task is; null where not known, as in a task that failed."""
+
+    value: Annotated[float, Meta(ge=0, le=1)] | None
+    nodes_done: int | None
+    nodes_total: int
+    current_node: str | None
+    current_node_class: str | None
+    step: int | None
+    steps: int | None
+    message: str | None
+
+
+class OutputView(msgspec.Struct, frozen=True, kw_only=True):
+    """One stored result."""
+
+    node_id: str
+    name: str
+    type: Literal["image", "video", "audio", "text", "latent", "file"]
+    content_type: str
+    size_bytes: int
+    sha256: str
+    width: int | None
+    height: int | None
+    duration: Annotated[float | None, Meta(description="Seconds.")]
+    url: str
+    text: Annotated[str | None, Meta(description="A text output itself, where it is short.")]
+
+
+class TaskErrorView(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a task or an attempt failed."""
+
+    code: str
+    message: str
+    details: dict[str, Any]
+    retryable: bool
+
+
+class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of a task; its id is ComfyUI's `prompt_id`."""
+
+    number: int
+    id: str
+    backend: str | None
+    started_at: Moment
+    ended_at: Moment | None
+    outcome: Annotated[
+        str | None,
+        Meta(
+            description="`succeeded failed canceled`, or `lost suspect stray` where it was not its own fault."
+        ),
+    ]
+    error: TaskErrorView | None
+
+
+class UrlsView(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to go on from a task."""
+
+    self: str
+    events: str
+    ws: str
+    cancel: str
+    retry: str
+
+
+class TaskView(msgspec.Struct, frozen=True, kw_only=True):
+    """A task as it stands now."""
+
+    task_id: str
+    status: StatusWord
+    workflow: Annotated[str | None, Meta(description="The template's name; null for a graph.")]
+    inputs: Annotated[
+        dict[str, Any] | None, Meta(description="The values used, with defaults and drawn seeds.")
+    ]
+    priority: int
+    created_at: Moment
+    started_at: Moment | None
+    completed_at: Moment | None
+    cancel_requested: bool
+    queue_position: Annotated[int | None, Meta(description="1 is next; null unless it waits.")]
+    eta_seconds: Annotated[
+        float | None, Meta(description="Until the task ends, learned from past runs of the same workflow.")
+    ]
+    progress: ProgressView
+    outputs: tuple[OutputView, ...]
+    error: TaskErrorView | None
+    attempts: tuple[AttemptView, ...]
+    metadata: dict[str, str]
+    urls: UrlsView
+
+
+class TaskListView(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of tasks, newest first."""
+
+    tasks: tuple[TaskView, ...]
+    next_cursor: Annotated[str | None, Meta(description="For the next page; null on the last.")]
+
+
+class TemplateInputView(msgspec.Struct, frozen=True, kw_only=True):
+    """One input of a workflow template."""
+
+    name: str
+    title: str
+    description: str
+    type: str
+    default: str | int | float | bool | None
+    minimum: int | float | None
+    maximum: int | float | None
+    step: int | float | None
+    choices: tuple[str | int | float | bool, ...] | None
+    required: bool
+    random: bool
+
+
+class WorkflowView(msgspec.Struct, frozen=True, kw_only=True):
+    """A workflow template."""
+
+    name: str
+    title: str
+    description: str
+    inputs: tuple[TemplateInputView, ...]
+    input_schema: Annotated[dict[str, Any], Meta(description="JSON Schema of the inputs object.")]
+    problem: Annotated[
+        str | None, Meta(description="What is wrong with its files now; the last good version stays in use.")
+    ]
+    version: str
+    run: Annotated[str, Meta(description="Where to POST the inputs.")]
+
+
+class TemplateProblemView(msgspec.Struct, frozen=True, kw_only=True):
+    """A workflow file that cannot be read."""
+
+    name: str
+    file: str
+    line: int | None
+    message: str
+
+
+class WorkflowListView(msgspec.Struct, frozen=True, kw_only=True):
+    """All workflow templates, and what is wrong with their files."""
+
+    workflows: tuple[WorkflowView, ...]
+    problems: tuple[TemplateProblemView, ...]
+
+
+class InterruptView(msgspec.Struct, frozen=True, kw_only=True):
+    """What was interrupted; nulls where nothing ran."""
+
+    backend: str
+    prompt_id: str | None
+    task_id: Annotated[
+        str | None,
+        Meta(description="The task that this was a run of: it is canceled. Null for a foreign prompt."),
+    ]
+
+
+class AliveView(msgspec.Struct, frozen=True, kw_only=True):
+    """comfyd runs."""
+
+    status: Literal["ok"]
+    version: str
+
+
+class CheckView(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a part can work, and why not."""
+
+    ok: bool
+    reason: str | None
+
+
+class BackendView(msgspec.Struct, frozen=True, kw_only=True):
+    """How one ComfyUI stands."""
+
+    name: str
+    url: str
+    ready: bool
+    reason: str | None
+    version: str | None
+    socket: Annotated[
+        bool, Meta(description="Whether the shared WebSocket is open; without it comfyd polls.")
+    ]
+    since: Moment
+
+
+class LoopView(msgspec.Struct, frozen=True, kw_only=True):
+    """A background loop whose last step failed; it is tried again."""
+
+    name: str
+    reason: str
+
+
+class ChecksView(msgspec.Struct, frozen=True, kw_only=True):
+    """What was looked at."""
+
+    store: CheckView
+    comfyui: tuple[BackendView, ...]
+    loops: tuple[LoopView, ...]
+
+
+class ReadyView(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether comfyd can work now: the database answers and at least one ComfyUI is ready."""
+
+    ready: bool
+    checks: ChecksView
+
+
+class QueueView(msgspec.Struct, frozen=True, kw_only=True):
+    """The queue in figures."""
+
+    waiting: int
+    running: int
+    limit: int
+
+
+class StatusView(msgspec.Struct, frozen=True, kw_only=True):
+    """comfyd in detail; no secrets."""
+
+    version: str
+    started_at: Moment
+    uptime_seconds: float
+    tasks: dict[StatusWord, int]
+    queue: QueueView
+    backends: tuple[BackendView, ...]
+    watchers: Annotated[int, Meta(description="Readers of event streams and waiting requests.")]
+    loops: tuple[LoopView, ...]
+    storage: str
+    workflows: int
+    configuration: dict[str, Any]
+
+
+class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What went wrong: `code` for programs, `message` for people."""
+
+    code: str
+    message: str
+    details: dict[str, Any]
+
+
+class ErrorView(msgspec.Struct, frozen=True, kw_only=True):
+    """The envelope of every error."""
+
+    error: ErrorBody

@@ -1,0 +1,48 @@
+"""What the routes work with, put together by whoever opens it; never opens or closes anything itself."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import cast
+
+from starlette.requests import HTTPConnection
+
+from comfyd.catalog import Catalog
+from comfyd.clock import Clock
+from comfyd.comfy.backend import Backend
+from comfyd.config import Config
+from comfyd.control import Control
+from comfyd.estimate import Estimator
+from comfyd.loops import Health
+from comfyd.metrics import Metrics
+from comfyd.progress import Board
+from comfyd.storage.base import Storage
+from comfyd.store.base import Store
+from comfyd.submission import Submission
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Everything that a route may use. Lives as long as the process; all of it is open."""
+
+    config: Config
+    clock: Clock
+    store: Store
+    storage: Storage
+    board: Board
+    submission: Submission
+    control: Control
+    estimator: Estimator
+    catalog: Catalog
+    backends: tuple[Backend, ...]
+    metrics: Metrics
+    health: Health
+    closing: asyncio.Event
+    """Set when the process is asked to stop: streams and waiting requests end then."""
+    started_at: int
+    """UTC milliseconds."""
+    version: str
+
+
+def state_of(connection: HTTPConnection) -> State:
+    """The state that `create_api` was given."""
+    return cast("State", connection.app.state.comfyd)

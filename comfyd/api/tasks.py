@@ -1,0 +1,192 @@
+"""The routes of tasks: submit, read, list, cancel, run again, forget; never what a request means."""
+
+import asyncio
+import math
+from typing import Any, Final
+
+import orjson
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+
+from comfyd.api import requests
+from comfyd.api.responses import JsonResponse, base_url
+from comfyd.api.schemas import PRIORITIES, TaskListView, TaskRequest, TaskView
+from comfyd.api.state import State, state_of
+from comfyd.api.views import STATUSES, task_view
+from comfyd.api.waiting import found, until_ended
+from comfyd.errors import MalformedRequest
+from comfyd.estimate import Estimate
+from comfyd.progress import Progress
+from comfyd.submission import SubmitRequest
+from comfyd.tasks import Added, IdempotencyKey, OutputOptions, Status, Task, TaskFilter
+
+PAGE: Final = 20
+"""Tasks on a page where the client names no `limit`."""
+
+
+async def submit(request: Request) -> Response:
+    """`POST /api/tasks` and `POST /api/tasks/create`."""
+    requests.check_json_type(request)
+    body = await requests.read_body(request)
+    key = requests.idempotency_key(request, body)
+    added = await _replayed(state_of(request), key)
+    if added is None:
+        wanted = requests.converted(requests.parse_json(body), TaskRequest)
+        added = await accept(request, wanted, key)
+    return await accepted(request, added)
+
+
+async def run(request: Request) -> Response:
+    """`POST /api/workflows/{name}/run`: the body is the inputs, everything else comes as query parameters."""
+    name: str = request.path_params["name"]
+    requests.check_json_type(request)
+    body = await requests.read_body(request)
+    # The same inputs for another template, or with other options, are another request.
+    options = sorted(item for item in request.query_params.multi_items() if item[0] != "wait")
+    key = requests.idempotency_key(request, orjson.dumps([name, options]), b"\n", body)
+    added = await _replayed(state_of(request), key)
+    if added is None:
+        inputs = requests.parse_json(body) if body else {}
+        described: dict[str, Any] = {"workflow": name, "inputs": inputs, **_options(request)}
+        wanted = requests.converted(described, TaskRequest)
+        added = await accept(request, wanted, key)
+    return await accepted(request, added)
+
+
+def _options(request: Request) -> dict[str, Any]:
+    """The query parameters that stand for fields of the submit body, as that body would hold them."""
+    query = request.query_params
+    options: dict[str, Any] = {}
+    if "priority" in query:
+        word = query["priority"].lower()
+        options["priority"] = word if word in PRIORITIES else requests.integer(query, "priority", -1000, 1000)
+    if "max_attempts" in query:
+        options["max_attempts"] = requests.integer(query, "max_attempts", 1, 100)
+    for name in ("timeout", "start_timeout"):
+        if name in query:
+            options[name] = requests.number(query, name)
+    options["metadata"] = requests.metadata(query)
+    options["output"] = {"include_temp": requests.truth(query, "include_temp")}
+    return options
+
+
+async def _replayed(state: State, key: IdempotencyKey | None) -> Added | None:
+    """The task that this key made before, whatever the limits and templates have become since."""
+    task = await state.store.replay(key) if key is not None else None
+    return None if task is None else Added(task=task, replayed=True)
+
+
+async def accept(request: Request, wanted: TaskRequest, key: IdempotencyKey | None) -> Added:
+    """Hand the request on; it is a durable task when this returns."""
+    state = state_of(request)
+    priority = wanted.priority
+    added = await state.submission.submit(
+        SubmitRequest(
+            workflow=wanted.workflow,
+            inputs=wanted.inputs,
+            priority=PRIORITIES[priority] if isinstance(priority, str) else priority,
+            max_attempts=wanted.max_attempts,
+            timeout=wanted.timeout,
+            start_timeout=wanted.start_timeout,
+            metadata=wanted.metadata,
+            output=OutputOptions(include_temp=wanted.output.include_temp),
+        ),
+        key,
+    )
+    if not added.replayed:
+        state.metrics.submitted.inc()
+    return added
+
+
+async def accepted(request: Request, added: Added) -> Response:
+    """202 with the task; 200 if the client waited and it has ended."""
+    seconds = requests.wait_seconds(request)
+    task = added.task
+    if seconds is not None:
+        task = await until_ended(state_of(request), task.id, seconds, request.receive)
+    view = await viewed(request, task)
+    headers = {"Location": view.urls.self}
+    if added.replayed:
+        headers["Idempotent-Replayed"] = "true"
+    if seconds is not None and "prefer" in request.headers:
+        headers["Preference-Applied"] = f"wait={math.floor(seconds)}"
+    done = seconds is not None and task.status.terminal
+    return JsonResponse(view, 200 if done else 202, headers)
+
+
+async def read(request: Request) -> Response:
+    """`GET /api/tasks/{task_id}`."""
+    task_id = requests.task_id(request)
+    seconds = requests.wait_seconds(request) or 0.0
+    state = state_of(request)
+    if seconds:
+        await until_ended(state, task_id, seconds, request.receive)
+    _, view = await looked_up(request, task_id)
+    return JsonResponse(view, headers={"Cache-Control": "no-store"})
+
+
+async def list_tasks(request: Request) -> Response:
+    """`GET /api/tasks`."""
+    state = state_of(request)
+    query = request.query_params
+    most = state.config.limits.list_page
+    limit = requests.integer(query, "limit", 1, most) or min(PAGE, most)
+    wanted = TaskFilter(
+        status=_status(query.get("status")),
+        workflow=query.get("workflow"),
+        metadata=requests.metadata(query),
+    )
+    page = await state.store.list_tasks(wanted, query.get("cursor") or None, limit)
+    views = await asyncio.gather(*(viewed(request, task) for task in page.tasks))
+    answer = TaskListView(tasks=tuple(views), next_cursor=page.next_cursor)
+    return JsonResponse(answer, headers={"Cache-Control": "no-store"})
+
+
+def _status(word: str | None) -> Status | None:
+    if word is None:
+        return None
+    status = STATUSES.get(word.upper())
+    if status is None:
+        raise MalformedRequest(
+            f"?status= must be one of {', '.join(STATUSES)}, not {word[:50]!r}",
+            details={"parameter": "status"},
+        )
+    return status
+
+
+async def cancel(request: Request) -> Response:
+    """`POST /api/tasks/{task_id}/cancel`."""
+    task = await state_of(request).control.cancel(requests.task_id(request))
+    return JsonResponse(await viewed(request, task))
+
+
+async def retry(request: Request) -> Response:
+    """`POST /api/tasks/{task_id}/retry`."""
+    task = await state_of(request).control.retry(requests.task_id(request))
+    view = await viewed(request, task)
+    return JsonResponse(view, 202, {"Location": view.urls.self})
+
+
+async def delete(request: Request) -> Response:
+    """`DELETE /api/tasks/{task_id}`."""
+    await state_of(request).control.delete(requests.task_id(request))
+    return Response(status_code=204)
+
+
+async def looked_up(connection: HTTPConnection, task_id: str) -> tuple[Task, TaskView]:
+    """The task, and as clients see it. Raises `TaskNotFound`."""
+    state = state_of(connection)
+    # A task that ends between the two looks is read as running and has no progress any more.
+    before = state.board.progress(task_id)
+    task = await found(state, task_id)
+    return task, await viewed(connection, task, before)
+
+
+async def viewed(connection: HTTPConnection, task: Task, before: Progress | None = None) -> TaskView:
+    """The task as clients see it, with its place in the queue and its progress of this moment.
+
+    `before` is progress seen before the row was read, for a task that has none now.
+    """
+    state = state_of(connection)
+    estimate = Estimate() if task.status.terminal else await state.estimator.of(task)
+    return task_view(task, estimate, state.board.progress(task.id) or before, base_url(connection))
