@@ -37,13 +37,12 @@ class Estimator:
         position = await self._store.ahead(task, now) + 1
         own = await self._store.run_times(task.shape)
         overall = await self._store.mean_run_time()
-        if overall is None:
+        if overall is None or own is None:
             return Estimate(queue_position=position)
         running = (await self._store.counts())[Status.RUNNING]
         before = (position - 1 + running / 2) * overall.mean_ms / self._servers
         delay = max(task.available_at - now, 0)
-        mine = own.mean_ms if own is not None else overall.mean_ms
-        return Estimate(queue_position=position, eta_seconds=_seconds(max(before, delay) + mine))
+        return Estimate(queue_position=position, eta_seconds=_seconds(max(before, delay) + own.mean_ms))
 
     async def _running(self, task: Task) -> float | None:
         """From the run's progress where there is some, else from the mean of past runs."""

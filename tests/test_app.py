@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 from pathlib import Path
 
 import aiohttp
@@ -41,6 +42,7 @@ def test_both_families_of_addresses_can_be_listened_on() -> None:
             msgspec.structs.replace(configuration(Path()), server=ServerConfig(host=host, port=0))
         ) as s:
             assert s.getsockname()[1] > 0
+            assert s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 def test_a_port_that_is_taken_names_its_key() -> None:

@@ -51,14 +51,15 @@ async def test_a_waiting_task_counts_what_is_before_it() -> None:
 
 
 async def test_several_servers_share_the_line() -> None:
-    past = Past(own=None, overall=1_000, ahead=8, running=0)
+    past = Past(own=1_000, overall=1_000, ahead=8, running=0)
     found = await estimator(past, Board(), HandClock(), servers=4).of(task())
     assert found == Estimate(queue_position=9, eta_seconds=3.0)
 
 
 async def test_without_past_runs_only_the_position_is_known() -> None:
-    found = await estimator(Past(None, None, ahead=2), Board(), HandClock()).of(task())
-    assert found == Estimate(queue_position=3)
+    for overall in (None, 1_000):
+        found = await estimator(Past(None, overall, ahead=2), Board(), HandClock()).of(task())
+        assert found == Estimate(queue_position=3)
 
 
 async def test_a_task_that_waits_for_a_retry_waits_at_least_that_long() -> None:

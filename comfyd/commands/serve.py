@@ -2,12 +2,14 @@
 
 import asyncio
 
+import uvloop
+
 from comfyd.app import listen, serve
 from comfyd.config import Config
 
 
 def run(config: Config) -> int:
     """Serve until SIGTERM or SIGINT, then 0. Raises `ConfigError` and `StoreError`."""
-    with listen(config) as listening:
-        asyncio.run(serve(config, listening))
+    with listen(config) as listening, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(config, listening))
     return 0
