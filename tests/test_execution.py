@@ -24,9 +24,14 @@ def shipped(name: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def simulator() -> AsyncIterator[Simulator]:
-    async with Simulator(SimulatorOptions(step_seconds=0.01)) as made:
+async def simulator(request: pytest.FixtureRequest) -> AsyncIterator[Simulator]:
+    flavor = getattr(request, "param", "0.3.75")
+    async with Simulator(SimulatorOptions(step_seconds=0.01, flavor=flavor)) as made:
         yield made
+
+
+both_flavors = pytest.mark.parametrize("simulator", ["0.3.75", "0.33"], indirect=True)
+"""Where the two ComfyUIs differ in what they can do or how they say it."""
 
 
 @pytest.fixture
@@ -35,6 +40,7 @@ async def made(simulator: Simulator, tmp_path: Path) -> AsyncIterator[Bench]:
         yield running
 
 
+@both_flavors
 async def test_a_workflow_goes_in_and_a_stored_result_comes_out(made: Bench, tmp_path: Path) -> None:
     task = await made.ended((await made.submit(shipped("image-generate"))).id)
     assert task.status is Status.SUCCEEDED
@@ -51,6 +57,7 @@ async def test_a_workflow_goes_in_and_a_stored_result_comes_out(made: Bench, tmp
     assert task.completed_at is not None
 
 
+@both_flavors
 async def test_every_kind_of_output_arrives(made: Bench) -> None:
     task = await made.ended((await made.submit(shipped("multi-output"))).id)
     kinds = sorted((output.node_id, output.type) for output in task.artefacts)
@@ -67,6 +74,7 @@ async def test_temp_pictures_come_when_asked_for_and_when_they_are_all_there_is(
     assert len((await made.ended((await made.submit(graph)).id)).artefacts) == 1
 
 
+@both_flavors
 async def test_images_that_come_over_the_socket_are_outputs(made: Bench) -> None:
     task = await made.ended((await made.submit(shipped("websocket-image"))).id)
     assert [(output.name, output.width) for output in task.artefacts] == [
@@ -88,6 +96,7 @@ async def test_lost_socket_images_are_made_again(made: Bench, simulator: Simulat
     assert ended.attempts[0].outcome == "lost"
 
 
+@both_flavors
 async def test_the_same_prompt_twice_gives_two_results(made: Bench, simulator: Simulator) -> None:
     first = await made.ended((await made.submit(colored(77))).id)
     await made.state.control.delete(first.id)
@@ -98,6 +107,7 @@ async def test_the_same_prompt_twice_gives_two_results(made: Bench, simulator: S
     assert simulator.executions[-1].cached == ["1"]
 
 
+@both_flavors
 async def test_a_node_that_raises_fails_the_task_and_is_named(made: Bench) -> None:
     task = await made.ended((await made.submit(shipped("fail-at-runtime"))).id)
     assert task.status is Status.FAILED
@@ -109,6 +119,7 @@ async def test_a_node_that_raises_fails_the_task_and_is_named(made: Bench) -> No
     assert task.attempt_count == 1
 
 
+@both_flavors
 async def test_what_comfyui_refuses_is_told_node_by_node(made: Bench) -> None:
     task = await made.ended((await made.submit(shipped("image-to-image"))).id)
     assert task.error is not None
@@ -117,6 +128,7 @@ async def test_what_comfyui_refuses_is_told_node_by_node(made: Bench) -> None:
     assert task.attempt_count == 1
 
 
+@both_flavors
 async def test_a_graph_of_which_only_a_part_would_run_is_not_run(made: Bench) -> None:
     graph = colored(3)
     graph["7"] = {"class_type": "LoadImage", "inputs": {"image": "not-there.png"}}
@@ -127,6 +139,7 @@ async def test_a_graph_of_which_only_a_part_would_run_is_not_run(made: Bench) ->
     assert task.artefacts == ()
 
 
+@both_flavors
 async def test_progress_rises_and_names_node_and_step(made: Bench) -> None:
     task = await made.submit(sampled(1))
     events = await made.events(task.id)
@@ -154,6 +167,7 @@ async def test_cached_nodes_count_as_done(made: Bench) -> None:
     assert progress[-1]["nodes_done"] == progress[-1]["nodes_total"] == 2
 
 
+@both_flavors
 async def test_a_running_prompt_is_cancelled_and_nothing_else(made: Bench, simulator: Simulator) -> None:
     victim, bystander = await made.submit(sampled(1, 2_000)), await made.submit(sampled(2, 5))
     await made.until(
@@ -176,6 +190,7 @@ async def test_a_cancel_is_repeated_until_it_is_true(made: Bench, simulator: Sim
     assert simulator.faults.interrupts_ignored == 0
 
 
+@both_flavors
 async def test_waiting_tasks_are_cancelled_wherever_they_wait(made: Bench, simulator: Simulator) -> None:
     running = await made.submit(sampled(1, 400))
     tasks = [await made.submit(sampled(seed, 1)) for seed in range(2, 8)]
@@ -272,7 +287,8 @@ async def test_a_prompt_that_kills_comfyui_each_time_is_stopped(made: Bench, sim
         reviving.cancel()
     assert ended.error is not None
     assert ended.error.code == "backend_crashed"
-    assert ended.attempt_count == 3
+    # an attempt whose POST met a closed door is lost, which costs nothing and proves nothing
+    assert [attempt.outcome for attempt in ended.attempts if attempt.outcome != "lost"] == ["suspect"] * 3
     assert good.status is Status.SUCCEEDED
 
 
@@ -288,11 +304,17 @@ async def test_the_socket_is_one_and_its_loss_delays_nothing(made: Bench, simula
     assert len(set(simulator_of(simulator))) == 100
 
 
-async def test_a_prompt_whose_socket_was_dropped_is_not_late(made: Bench, simulator: Simulator) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.2, 0.35, 0.48])
+async def test_a_prompt_whose_socket_was_dropped_is_not_late(
+    made: Bench, simulator: Simulator, seconds: float
+) -> None:
+    await until(lambda: made.ground.backends[0].state.socket)
     task = await made.submit(sampled(8, 50))
-    await made.until(lambda row: row.attempts != () and row.attempts[0].seen_running_at is not None, task.id)
+    await asyncio.sleep(seconds)
     simulator.drop_sockets()
     ended = await made.ended(task.id)
+    assert ended.status is Status.SUCCEEDED
+    assert ended.attempt_count == 1
     ran_until = next(entry.at for entry in simulator.executions if entry.event == "end")
     assert ended.completed_at is not None
     assert ended.completed_at - ran_until < 1_500
