@@ -138,7 +138,7 @@ def wire(ground: Ground) -> Service:
     renderer = Renderer(ground.catalog, random.SystemRandom(), config.limits)
     checker = GraphChecker(ground.backends, clock)
     terms = Terms.of(config.queue, config.limits)
-    writer = ArtefactWriter(ground.storage, board, metrics, clock)
+    writer = ArtefactWriter(ground.storage, metrics, clock)
     executor = Executor(
         store, {backend.name: backend for backend in ground.backends}, writer, board, metrics, clock
     )
@@ -164,21 +164,27 @@ def wire(ground: Ground) -> Service:
         version=__version__,
         closing=asyncio.Event(),
     )
-    retention = Retention(store, control, clock, round(config.queue.retention * 1000))
-    chores = [
-        Loop(name="queue", step=queue.refill, expected=(StoreError,)),
-        Loop(name="figures", step=Figures(store, board, metrics).step, expected=(StoreError,)),
-        Loop(name="retention", step=retention.step, expected=(StoreError,)),
-        Loop(name="workflows", step=Templates(ground.catalog).step),
-    ]
+    refill = Loop(name="queue", step=queue.refill, expected=(StoreError,))
     return Service(
         state=state,
         workers=workers,
-        loops=(*chores, *_backend_loops(ground, metrics)),
+        loops=(refill, *_chores(state), *_backend_loops(ground, metrics)),
         claims=tuple(
             Loop(name=f"worker-{number}", step=workers.step, expected=(StoreError,))
             for number in range(config.queue.workers)
         ),
+    )
+
+
+def _chores(state: State) -> tuple[Loop, ...]:
+    """What has to be done now and then."""
+    keep_ms = round(state.config.queue.retention * 1000)
+    figures = Figures(state.store, state.board, state.metrics)
+    retention = Retention(state.store, state.control, state.clock, keep_ms)
+    return (
+        Loop(name="figures", step=figures.step, expected=(StoreError,)),
+        Loop(name="retention", step=retention.step, expected=(StoreError,)),
+        Loop(name="workflows", step=Templates(state.catalog).step),
     )
 
 
@@ -284,7 +290,8 @@ async def serve(config: Config, listening: socket.socket, clock: Clock | None = 
                 served = asyncio.ensure_future(server.serve(sockets=[listening]))
                 closed = asyncio.ensure_future(closing.wait())
                 await asyncio.wait({served, closed, broken}, return_when=asyncio.FIRST_COMPLETED)
-                stop()
+                server.should_exit = True
+                closing.set()
                 log.info("closing")
             await served
         closed.cancel()

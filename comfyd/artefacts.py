@@ -1,6 +1,7 @@
 """Output files become artefacts: streamed from ComfyUI into the storage; never a whole file in memory."""
 
 import asyncio
+import hashlib
 import io
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -14,9 +15,8 @@ import structlog
 from comfyd.clock import Clock
 from comfyd.comfy.files import OutputStream
 from comfyd.comfy.outputs import content_type
-from comfyd.errors import OutputUnavailable, StorageError
+from comfyd.errors import BackendUnclear, BackendUnreachable, OutputUnavailable, StorageError
 from comfyd.metrics import Metrics
-from comfyd.progress import Board
 from comfyd.storage.base import Storage
 from comfyd.tasks import Artefact, OutputFile, OutputType
 
@@ -26,6 +26,7 @@ AT_ONCE: Final = 4
 """Files of one task that are transferred at the same time."""
 TRIES: Final = 5
 FIRST_PAUSE_MS: Final = 200
+MOST_PAUSE_MS: Final = 5_000
 HEAD_BYTES: Final = 1 << 18
 """How much of a picture is kept to read its size from."""
 INLINE_TEXT: Final = 65_536
@@ -38,9 +39,8 @@ Source = Callable[[OutputFile], AbstractAsyncContextManager[OutputStream]]
 class ArtefactWriter:
     """Stores the outputs of attempts. Lives as long as the process."""
 
-    def __init__(self, storage: Storage, board: Board, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, storage: Storage, metrics: Metrics, clock: Clock) -> None:
         self._storage = storage
-        self._board = board
         self._metrics = metrics
         self._clock = clock
 
@@ -49,40 +49,48 @@ class ArtefactWriter:
     ) -> tuple[Artefact, ...]:
         """Store all files of attempt `number`, or none. The keys are the same on a repeat.
 
-        Raises `OutputUnavailable` or `StorageError` when a file could not be had after several tries.
+        Waits while ComfyUI is down: its files outlive it. Raises `OutputUnavailable`, `BackendUnclear` or
+        `StorageError` when a file could not be had after several tries.
         """
         gate = asyncio.Semaphore(AT_ONCE)
-        names = {(file.node_id, file.index): _key(task_id, number, file) for file in files}
 
         async def one(file: OutputFile) -> Artefact:
             async with gate:
-                artefact = await self._persistently(file, names[file.node_id, file.index], source)
-            self._board.publish(task_id, "output", artefact)
-            return artefact
+                return await self._persistently(file, _key(task_id, number, file), source)
 
         try:
             async with asyncio.TaskGroup() as group:
                 waiting = [group.create_task(one(file)) for file in files]
-        except* (OutputUnavailable, StorageError) as group_exc:
-            for key in names.values():
-                await self._storage.delete(key)
-            raise group_exc.exceptions[0] from None
+        except ExceptionGroup as failed:
+            await self.forget(task_id, number, files)
+            raise failed.exceptions[0] from None
         return tuple(task.result() for task in waiting)
 
+    async def forget(self, task_id: str, number: int, files: Sequence[OutputFile]) -> None:
+        """Delete what there is of these files."""
+        for file in files:
+            key = _key(task_id, number, file)
+            try:
+                await self._storage.delete(key)
+            except StorageError as exc:
+                log.warning("file.left", key=key, reason=exc.message)
+
     async def _persistently(self, file: OutputFile, key: str, source: Source) -> Artefact:
-        pause = FIRST_PAUSE_MS
-        for tried in range(1, TRIES + 1):
+        pause, tried = FIRST_PAUSE_MS, 0
+        while True:
             try:
                 return await self._once(file, key, source)
-            except (OutputUnavailable, StorageError) as exc:
+            except BackendUnreachable as exc:
+                log.info("artefact.waits", key=key, reason=exc.message)
+            except (OutputUnavailable, BackendUnclear, StorageError) as exc:
+                tried += 1
                 if tried == TRIES or (
                     isinstance(exc, OutputUnavailable) and exc.details.get("status") == 404
                 ):
                     raise
                 log.info("artefact.again", key=key, reason=exc.message, tried=tried)
             await self._clock.sleep(pause)
-            pause *= 2
-        raise AssertionError("unreachable: the last try returns or raises")
+            pause = min(pause * 2, MOST_PAUSE_MS)
 
     async def _once(self, file: OutputFile, key: str, source: Source) -> Artefact:
         head = bytearray()
@@ -128,6 +136,8 @@ def _key(task_id: str, number: int, file: OutputFile) -> str:
     """`task/attempt/node_index_name`, in safe ASCII: what ComfyUI calls a file is data, never a path."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", PurePosixPath(file.filename).name)[-120:].lstrip(".") or "file"
     node = re.sub(r"[^A-Za-z0-9-]+", "-", file.node_id)[:60]
+    if node != file.node_id:  # what was lost may be all that tells two nodes apart
+        node = f"{node}-{hashlib.sha256(file.node_id.encode()).hexdigest()[:8]}"
     return f"{task_id}/{number}/{node}_{file.index}_{name}"
 
 

@@ -3,13 +3,17 @@
 Each verb changes the row and then nudges whoever works on it.
 """
 
+import structlog
+
 from comfyd.clock import Clock
-from comfyd.errors import TaskNotFound
+from comfyd.errors import StorageError, TaskNotFound
 from comfyd.progress import Board
 from comfyd.queue import TaskQueue
 from comfyd.storage.base import Storage
 from comfyd.store.base import Store
 from comfyd.tasks import Artefact, Task
+
+log = structlog.get_logger("comfyd.control")
 
 
 class Control:
@@ -34,9 +38,9 @@ class Control:
         """Queue an ended task again and forget its outputs. Raises `Conflict` if it has not ended."""
         before = _found(await self._store.get(task_id), task_id)
         task = _found(await self._store.retry(task_id, self._clock.now()), task_id)
-        await self._forget(before.artefacts)
         self._board.status(task_id, task.status)
         self._queue.offer(task)
+        await self._forget(before.artefacts)
         return task
 
     async def delete(self, task_id: str) -> None:
@@ -45,8 +49,12 @@ class Control:
         await self._forget(task.artefacts)
 
     async def _forget(self, artefacts: tuple[Artefact, ...]) -> None:
+        """Delete the files of rows that are gone: a file that stays must not hold up what was decided."""
         for artefact in artefacts:
-            await self._storage.delete(artefact.key)
+            try:
+                await self._storage.delete(artefact.key)
+            except StorageError as exc:
+                log.warning("file.left", key=artefact.key, reason=exc.message)
 
 
 def _found(task: Task | None, task_id: str) -> Task:

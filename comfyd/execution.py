@@ -7,9 +7,9 @@ in `Executor.execute`, one of the two broad catches; how a task goes on is decid
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Final, assert_never
+from typing import Any, Final, TypeVar, assert_never
 
 import structlog
 from msgspec import UNSET
@@ -43,8 +43,12 @@ from comfyd.tasks import (
     TaskError,
 )
 
+T = TypeVar("T")
+
 log = structlog.get_logger("comfyd.execution")
 
+FREE_IMAGE_LOSSES: Final = 2
+"""Re-runs of a task whose images were lost with the socket, before it is held to lose them each time."""
 SOCKET_FOLDER: Final = "socket"
 """The folder of an image that came over the socket: it is in this process's memory only."""
 TRANSIENT: Final = (
@@ -80,7 +84,7 @@ class Executor:
     async def execute(self, claim: Claim, place: Place, attention: Attention) -> Outcome:
         """Take the attempt from its recorded step to its end. Raises `StoreError` if that cannot be kept."""
         try:
-            return await self._pipeline(Run(claim, place, attention, self._store))
+            return await self._pipeline(Run(claim, place, attention, self._store, self._clock))
         except Stop as stop:
             return stop.outcome
         except StoreError:
@@ -94,7 +98,7 @@ class Executor:
 
     async def _pipeline(self, run: Run) -> Outcome:
         if run.attempt.step is Step.CLAIMED:
-            backend = self._backends[await self._seat(run)]
+            backend = self._backends[await self._unless_canceled(run, run.place.acquire())]
         else:
             backend = self._adopted(run)
         if run.attempt.step is not Step.COLLECTED:
@@ -103,18 +107,21 @@ class Executor:
             await self._collect(run, entry)
         return await self._keep(run, backend)
 
-    async def _seat(self, run: Run) -> str:
-        """Wait for a slot, or for a cancel."""
-        seat = asyncio.ensure_future(run.place.acquire())
+    async def _unless_canceled(self, run: Run, work: Coroutine[Any, Any, T]) -> T:
+        """Do this, but drop it at a cancel; only while nothing of the attempt is in ComfyUI's queue."""
+        working = asyncio.ensure_future(work)
         try:
-            while not seat.done():
+            while not working.done():
                 called = asyncio.ensure_future(run.attention.wait())
-                await asyncio.wait({seat, called}, return_when=asyncio.FIRST_COMPLETED)
-                called.cancel()
+                try:
+                    await asyncio.wait({working, called}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    called.cancel()
                 await self._prompter.stop_if_canceled(run)
-            return seat.result()
+            return working.result()
         finally:
-            seat.cancel()
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
 
     def _adopted(self, run: Run) -> Backend:
         """The backend on which an earlier process left this attempt."""
@@ -130,6 +137,8 @@ class Executor:
         image_nodes = outputs.websocket_image_nodes(graph)
         nodes = await self._needed(backend, run)
         listener = Listener(task.id, nodes, image_nodes, self._board, self._clock)
+        if image_nodes and run.attempt.step is Step.CLAIMED:
+            await self._prompter.await_socket(run, backend)
         sent_under = UNSET if run.attempt.step is Step.CLAIMED else run.attempt.client_id
         with backend.watch(run.id, listener, sent_under) as watch, run.attention.relay(watch.nudge):
             listener.started = watch.nudge
@@ -140,10 +149,11 @@ class Executor:
             if run.attempt.step is Step.SUBMITTING:
                 await self._prompter.find(run, backend)
             entry = await self._prompter.follow(run, backend, watch, listener)
+            intact = watch.connected and watch.ended
         run.frames = listener.frames
-        if entry.verdict == "success" and not listener.whole():
-            message = "images that come over the socket were lost with it"
-            raise Stop(Interrupted(reason=Interruption.LOST, message=message))
+        if entry.verdict == "success" and not listener.whole(intact=intact):
+            await self._prompter.seen_running(run)
+            raise Stop(_images_lost(run))
         return entry
 
     async def _needed(self, backend: Backend, run: Run) -> dict[str, str]:
@@ -196,8 +206,28 @@ class Executor:
                 return from_memory(frame.data, frame.image_type)
             return backend.open_output(file)
 
-        task_id = run.claim.task.id
-        return Succeeded(artefacts=await self._writer.write(task_id, run.attempt.number, files, source))
+        task_id, number = run.claim.task.id, run.attempt.number
+        storing = self._writer.write(task_id, number, files, source)
+        try:
+            return Succeeded(artefacts=await self._unless_canceled(run, storing))
+        except Stop:
+            await self._writer.forget(task_id, number, files)
+            raise
+
+
+def _images_lost(run: Run) -> Outcome:
+    """Free, but not for ever: a socket that never brings them would cost the GPU one run after the other."""
+    task = run.claim.task
+    lost = sum(
+        attempt.outcome == Interruption.LOST
+        and attempt.seen_running_at is not None
+        and attempt.claimed_at >= (task.started_at or 0)
+        for attempt in task.attempts
+    )
+    message = "images that come over the socket were lost with it"
+    if lost < FREE_IMAGE_LOSSES:
+        return Interrupted(reason=Interruption.LOST, message=message)
+    return Failed(error=TaskError(code="output_unavailable", message=f"{message}, {lost + 1} times"))
 
 
 def _frame_files(frames: list[Frame]) -> list[OutputFile]:

@@ -115,10 +115,14 @@ class Listener:
         if self._clock.monotonic() - self._reported_at >= REPORT_MS:
             self.report()
 
-    def whole(self) -> bool:
-        """Whether every image that the socket was to bring has come."""
+    def whole(self, *, intact: bool) -> bool:
+        """Whether every image that the socket was to bring has come.
+
+        `intact` says that the connection held until the end: a node that said nothing then made nothing.
+        """
+        least = 0 if intact else 1
         return all(
-            sum(frame.node_id == node for frame in self.frames) >= self._announced.get(node, 1)
+            sum(frame.node_id == node for frame in self.frames) >= self._announced.get(node, least)
             for node in self._image_nodes
         )
 

@@ -6,12 +6,14 @@ Messages of the socket wake and inform. What counts is ComfyUI's queue, then its
 import asyncio
 from typing import Final
 
+import msgspec
 import structlog
 
 from comfyd import graphs
 from comfyd.clock import Clock
 from comfyd.comfy.backend import Backend
-from comfyd.comfy.sightings import Absent, Ended, HistoryEntry, Running, Sighting
+from comfyd.comfy.prompts import HistoryUnclear
+from comfyd.comfy.sightings import Absent, Ended, HistoryEntry, Pending, Running, Sighting
 from comfyd.comfy.socket import Watch
 from comfyd.errors import BackendError, BackendRejected, BackendUnclear, BackendUnreachable
 from comfyd.listener import Listener
@@ -26,6 +28,8 @@ LOOK_DEAF_MS: Final = 400
 """The same while the prompt's socket connection is gone."""
 ABSENT_LOOKS: Final = 2
 """How often a prompt must be missed before it is held to be gone."""
+ILLEGIBLE_LOOKS: Final = 10
+"""How often the history of a prompt that left the queue must be unreadable before it is held to stay so."""
 GHOST_LOOKS: Final = 3
 GHOST_PAUSE_MS: Final = 2_000
 GHOST_AGE_MS: Final = 5_000
@@ -36,6 +40,15 @@ ENDED_PAUSE_MS: Final = 10
 """An end is announced a moment before it is in the history (Q2); each further look waits twice as long."""
 LATE_END_MS: Final = 200
 """How long an end seen by asking is given to be announced as well, before the socket counts as deaf."""
+SOCKET_PAUSE_MS: Final = 50
+SOCKET_WAIT_MS: Final = 30_000
+"""How long a prompt whose images come over the socket waits for one that is closed."""
+
+
+class Illegible(msgspec.Struct, frozen=True, kw_only=True):
+    """Not in ComfyUI's queue any more, and what its history holds cannot be read."""
+
+    reason: str
 
 
 class Prompter:
@@ -46,9 +59,19 @@ class Prompter:
         self._turns: dict[str, asyncio.Lock] = {}
 
     async def stop_if_canceled(self, run: Run) -> None:
-        """Before anything reached ComfyUI a cancel is simply the end."""
+        """While nothing of it is in ComfyUI's queue a cancel is simply the end."""
         if await run.cancel_asked():
-            raise Stop(Canceled(message="canceled before it was given to ComfyUI"))
+            raise Stop(Canceled(message="canceled while nothing of it was in ComfyUI's queue"))
+
+    async def await_socket(self, run: Run, backend: Backend) -> None:
+        """Before a prompt whose images come over the socket: without one they would be made for nothing."""
+        since = self._clock.monotonic()
+        while backend.client_id is None:
+            await self.stop_if_canceled(run)
+            if self._clock.monotonic() - since >= SOCKET_WAIT_MS:
+                message = "the images come over ComfyUI's WebSocket, and that is not open"
+                raise Stop(Failed(error=TaskError(code="backend_unclear", message=message, retryable=True)))
+            await self._clock.sleep(SOCKET_PAUSE_MS)
 
     async def submit(self, run: Run, backend: Backend, watch: Watch) -> None:
         """Record the intent, then POST; in the order in which the slots were given."""
@@ -84,37 +107,44 @@ class Prompter:
                 raise Stop(Interrupted(reason=Interruption.LOST, message=message))
             await self._clock.sleep(GHOST_PAUSE_MS)
 
-    async def _look(self, run: Run, backend: Backend, *, ended: bool = False) -> Sighting | None:
+    async def _look(self, run: Run, backend: Backend, *, ended: bool = False) -> Sighting | Illegible | None:
         """Where the prompt is; None if ComfyUI did not say, which proves nothing (Q20)."""
         try:
             return await backend.look(run.id, ended)
+        except HistoryUnclear as exc:
+            return Illegible(reason=exc.message)
         except BackendError as exc:
             log.debug("look.unclear", reason=exc.message)
             return None
 
     async def follow(self, run: Run, backend: Backend, watch: Watch, listener: Listener) -> HistoryEntry:
         """Until ComfyUI's verdict."""
-        absent = hasty = 0
+        absent = illegible = hasty = 0
         if run.attempt.client_id == watch.client_id:  # posted a moment ago, so there is nothing to see yet
             await self._pause(run, backend, watch, listener)
         while True:
             announced = watch.ended
             sighting = await self._look(run, backend, ended=announced)
             absent = absent + 1 if isinstance(sighting, Absent) else 0
+            illegible = illegible + 1 if isinstance(sighting, Illegible) else 0
             match sighting:
                 case Ended(entry=entry):
                     await self._expect_end(backend, watch, announced=announced)
                     return entry
                 case Absent() if absent >= ABSENT_LOOKS:
                     raise Stop(self._vanished(run))
+                case Illegible(reason=reason) if illegible >= ILLEGIBLE_LOOKS:
+                    raise Stop(_unreadable(reason))
                 case Running():
-                    await self._seen_running(run)
-                case None:
-                    listener.last_sign = self._clock.monotonic()
+                    await self.seen_running(run)
                 case _:
-                    pass  # waits in ComfyUI's queue, or was missed for the first time
-            if sighting is not None:
-                await self._check_clocks(run, backend, listener)
+                    pass  # waits in ComfyUI's queue, or was missed for the first time, or nobody knows
+            if sighting is None or not watch.connected:  # then silence says nothing
+                listener.last_sign = self._clock.monotonic()
+            if isinstance(sighting, Pending | Running):
+                quicker = await self._check_clocks(run, backend, listener)
+                if quicker is not None:
+                    return quicker
             if watch.ended:
                 await self._clock.sleep(min(ENDED_PAUSE_MS << hasty, LOOK_MS))
                 hasty += 1
@@ -129,7 +159,7 @@ class Prompter:
             if called and await run.cancel_asked():
                 await self._cancel(run, backend)
             if started and not watch.ended:
-                await self._seen_running(run)
+                await self.seen_running(run)
             if not (started or called):
                 return
 
@@ -142,7 +172,8 @@ class Prompter:
             log.warning("socket.deaf", backend=backend.name)
             backend.reset_socket()
 
-    async def _seen_running(self, run: Run) -> None:
+    async def seen_running(self, run: Run) -> None:
+        """Make it durable that it was executed, if that is news."""
         if run.attempt.seen_running_at is None:
             await run.record(run.attempt.step, seen_running_at=self._clock.now())
 
@@ -152,22 +183,27 @@ class Prompter:
             return Interrupted(reason=Interruption.LOST, message="ComfyUI lost the prompt before it ran")
         return Interrupted(reason=Interruption.SUSPECT, message="ComfyUI lost the prompt while it ran")
 
-    async def _check_clocks(self, run: Run, backend: Backend, listener: Listener) -> None:
-        """End the prompt if one of the task's clocks has run out."""
+    async def _check_clocks(self, run: Run, backend: Backend, listener: Listener) -> HistoryEntry | None:
+        """End the prompt if one of the task's clocks has run out.
+
+        If it succeeds before it is stopped and would only be run again, that history is the answer.
+        """
         error = self._overdue(run, listener)
-        if error is not None:
-            await self._stop_prompt(run, backend)
-            raise Stop(Failed(error=error))
+        if error is None:
+            return None
+        entry = await self._stop_prompt(run, backend)
+        if entry is not None and entry.verdict == "success" and error.retryable:
+            return entry
+        raise Stop(Failed(error=error))
 
     def _overdue(self, run: Run, listener: Listener) -> TaskError | None:
-        policy, attempt, now = run.claim.task.policy, run.attempt, self._clock.now()
-        started = attempt.seen_running_at
-        if started is None:
-            waited = now - (attempt.accepted_at or now)
+        policy = run.claim.task.policy
+        if run.attempt.seen_running_at is None:
+            waited = run.elapsed("accepted_at")
             if policy.start_timeout_ms is not None and waited > policy.start_timeout_ms:
                 return _overdue("start_timeout", "did not start to execute", policy.start_timeout_ms)
             return None
-        if policy.timeout_ms is not None and now - started > policy.timeout_ms:
+        if policy.timeout_ms is not None and run.elapsed("seen_running_at") > policy.timeout_ms:
             return _overdue("execution_timeout", "did not finish", policy.timeout_ms, retryable=False)
         silent = self._clock.monotonic() - listener.last_sign
         if policy.stall_timeout_ms is not None and silent > policy.stall_timeout_ms:
@@ -183,7 +219,7 @@ class Prompter:
 
     async def _stop_prompt(self, run: Run, backend: Backend) -> HistoryEntry | None:
         """Ask until the prompt is neither waiting nor running (Q7); its history, if it has one."""
-        pause, absent = CANCEL_FIRST_MS, 0
+        pause, gone = CANCEL_FIRST_MS, 0
         while True:
             try:
                 await backend.cancel(run.id)
@@ -192,11 +228,17 @@ class Prompter:
             sighting = await self._look(run, backend)
             if isinstance(sighting, Ended):
                 return sighting.entry
-            absent = absent + 1 if isinstance(sighting, Absent) else 0
-            if absent >= ABSENT_LOOKS:
+            gone = gone + 1 if isinstance(sighting, Absent | Illegible) else 0
+            if gone >= ABSENT_LOOKS:
                 return None
             await self._clock.sleep(pause)
             pause = min(pause * 2, CANCEL_MOST_MS)
+
+
+def _unreadable(reason: str) -> Failed:
+    """The same workflow would end the same way: a node's output is probably what ComfyUI cannot write."""
+    message = f"ComfyUI has ended the prompt, but what it says of it cannot be read: {reason}"
+    return Failed(error=TaskError(code="backend_unclear", message=message))
 
 
 def _overdue(code: str, what: str, limit_ms: int, *, retryable: bool = True) -> TaskError:

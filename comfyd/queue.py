@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from comfyd.clock import Clock
+from comfyd.errors import StoreError
 from comfyd.store.base import Store
 from comfyd.tasks import Ready, Task
 
@@ -67,53 +68,82 @@ class TaskQueue:
         self._store = store
         self._clock = clock
         self._head: asyncio.PriorityQueue[Ready] = asyncio.PriorityQueue()
-        self._held: set[str] = set()
+        self._held: dict[str, Ready] = {}
         self._worst: Ready | None = None
         self._whole = False
         self._missed = False
         self._stale = asyncio.Event()
         self._stale.set()
+        self._alarm: asyncio.TimerHandle | None = None
         self._working: dict[str, Attention] = {}
+        self._latest = 0
+        self.crowded: Callable[[Ready], bool] = _nobody
+        """Told of a task that is held now, since all workers may have taken less urgent ones: was it so?"""
+
+    def now(self) -> int:
+        """The wall clock, but never earlier than it was: a task that was due is so when that is set back."""
+        self._latest = max(self._latest, self._clock.now())
+        return self._latest
 
     def offer(self, task: Task) -> None:
         """A task is queued, durably. If it is due and urgent enough it is held; else the table keeps it."""
-        if task.available_at > self._clock.now():
+        if task.available_at > self.now():
             self._stale.set()
             return
         ready = Ready(rank=-task.priority, seq=task.seq, task_id=task.id)
         if self._whole or (self._worst is not None and ready < self._worst):
             self._hold(ready)
+            self.crowded(ready)
         else:
             self._missed = True
             self._refill_if_low()
 
     async def take(self) -> Ready:
         """The most urgent task that is due; waits for one."""
-        ready = await self._head.get()
-        self._refill_if_low()
-        return ready
+        while True:
+            ready = await self._head.get()
+            self._refill_if_low()
+            if self.current(ready):
+                return ready
+
+    def current(self, ready: Ready) -> bool:
+        """Whether this is still the task's place: one that was canceled and run again has a later one."""
+        return self._held.get(ready.task_id) == ready
+
+    def give_back(self, ready: Ready) -> None:
+        """It was taken and is to be taken again, after what is more urgent."""
+        if self.current(ready):
+            self._hold(ready)
 
     def taken(self, ready: Ready) -> None:
         """The row of this task has been decided: from now on the table alone says whether it is queued."""
-        self._held.discard(ready.task_id)
+        if self.current(ready):
+            del self._held[ready.task_id]
 
     async def refill(self) -> int:
         """One step of the refilling loop: wait until the table may hold more, then read its head."""
         await self._stale.wait()
         self._stale.clear()
         self._missed = False
-        page = await self._store.ready(self._clock.now(), HEAD)
-        for ready in page.entries:
-            if ready.task_id not in self._held:
-                self._hold(ready)
+        try:
+            page = await self._store.ready(self.now(), HEAD)
+        except StoreError:
+            self._stale.set()
+            raise
+        fresh = [ready for ready in page.entries if not self.current(ready)]
+        for ready in fresh:
+            self._hold(ready)
         self._whole = len(page.entries) < HEAD and not self._missed
         self._trim()
+        for ready in fresh:
+            if not self.crowded(ready):
+                break  # those that follow are less urgent
         if page.next_due is not None:
             self._wake_at(page.next_due)
         return 0
 
     def _hold(self, ready: Ready) -> None:
-        self._held.add(ready.task_id)
+        self._held[ready.task_id] = ready
         self._head.put_nowait(ready)
         if self._worst is None or ready > self._worst:
             self._worst = ready
@@ -126,7 +156,7 @@ class TaskQueue:
             return
         kept = [self._head.get_nowait() for _ in range(HEAD)]
         while not self._head.empty():
-            self._held.discard(self._head.get_nowait().task_id)
+            self.taken(self._head.get_nowait())
         for ready in kept:
             self._head.put_nowait(ready)
         self._worst = kept[-1]
@@ -137,8 +167,10 @@ class TaskQueue:
             self._stale.set()
 
     def _wake_at(self, due: int) -> None:
-        delay = min(max(due - self._clock.now(), 0) + 1, LONGEST_SLEEP_MS)
-        asyncio.get_running_loop().call_later(delay / 1000, self._stale.set)
+        delay = min(max(due - self.now(), 0) + 1, LONGEST_SLEEP_MS)
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = asyncio.get_running_loop().call_later(delay / 1000, self._stale.set)
 
     @contextmanager
     def attention(self, task_id: str) -> Iterator[Attention]:
@@ -160,3 +192,8 @@ class TaskQueue:
         """Read the table again: what is in it may not be held here."""
         self._whole = False
         self._stale.set()
+
+
+def _nobody(_: Ready) -> bool:
+    """Who makes way where nobody waits."""
+    return False

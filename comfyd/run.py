@@ -1,13 +1,28 @@
 """One attempt while it is worked on: its claim, how far it durably got, the way out early; never decides."""
 
-import msgspec
+from collections.abc import Awaitable, Callable
+from typing import Final, Literal, TypeVar
 
-from comfyd.errors import ComfydError
+import msgspec
+import structlog
+
+from comfyd.clock import Clock
+from comfyd.errors import ComfydError, StaleClaim, StoreError
 from comfyd.listener import Frame
 from comfyd.queue import Attention
 from comfyd.slots import Place
 from comfyd.store.base import Store
 from comfyd.tasks import Attempt, Claim, Outcome, Step, TaskError
+
+T = TypeVar("T")
+
+Moment = Literal["accepted_at", "seen_running_at"]
+"""What a time-out counts from."""
+
+STORE_PAUSE_MS: Final = 1_000
+"""How long a step waits for a database that refuses it: to drop the attempt would leave its task running."""
+
+log = structlog.get_logger("comfyd.run")
 
 
 class Stop(Exception):
@@ -21,13 +36,19 @@ class Stop(Exception):
 class Run:
     """One attempt being worked on. Lives as long as it."""
 
-    def __init__(self, claim: Claim, place: Place, attention: Attention, store: Store) -> None:
+    def __init__(self, claim: Claim, place: Place, attention: Attention, store: Store, clock: Clock) -> None:
         self.claim = claim
         self.place = place
         self.attention = attention
         self.attempt: Attempt = claim.attempt
         self.frames: list[Frame] = []
         self._store = store
+        self._clock = clock
+        self._marks: dict[str, int] = {}
+        for moment in ("accepted_at", "seen_running_at"):
+            before = getattr(claim.attempt, moment)
+            if before is not None:  # in an earlier process: the wall clock is all there is to tell
+                self._marks[moment] = clock.monotonic() - max(clock.now() - before, 0)
 
     @property
     def id(self) -> str:
@@ -35,17 +56,36 @@ class Run:
         return self.attempt.id
 
     async def record(self, step: Step, **facts: object) -> None:
-        """Make it durable how far the attempt got. Raises `StaleClaim` if it is no longer the live one."""
+        """Make it durable how far the attempt got; waits while the database cannot take it.
+
+        Raises `StaleClaim` if it is no longer the live one.
+        """
         attempt = msgspec.structs.replace(self.attempt, step=step, **facts)
-        await self._store.record(attempt)
+        await self._patiently(lambda: self._store.record(attempt))
+        self._marks.update(dict.fromkeys(facts, self._clock.monotonic()))
         self.attempt = attempt
+
+    def elapsed(self, moment: Moment) -> int:
+        """Milliseconds since that, however the wall clock was set meanwhile; 0 while it is to come."""
+        now = self._clock.monotonic()
+        return now - self._marks.get(moment, now)
 
     async def cancel_asked(self) -> bool:
         """Whether somebody called us, and the row says that it was for a cancel."""
         if not self.attention.take():
             return False
-        task = await self._store.get(self.claim.task.id)
+        task = await self._patiently(lambda: self._store.get(self.claim.task.id))
         return task is not None and task.cancel_requested_at is not None
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        while True:
+            try:
+                return await ask()
+            except StaleClaim:
+                raise
+            except StoreError as exc:
+                log.warning("step.waits", reason=exc.message)
+            await self._clock.sleep(STORE_PAUSE_MS)
 
 
 def task_error(exc: ComfydError) -> TaskError:

@@ -8,9 +8,13 @@ import asyncio
 import heapq
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import Final, Protocol
 
 from comfyd.tasks import Ready
+
+_INSIDE: Final = "inside"
+_NOWHERE: Final = ""
+"""What the door tells in place of a backend's name."""
 
 
 class Readiness(Protocol):
@@ -32,29 +36,46 @@ class Host(Protocol):
         """Whether it can work."""
 
 
+class TurnedAway(Exception):
+    """Raised by `Slots.admit`: a more urgent task is there, and whoever waits should bring that instead."""
+
+
 class _Line:
-    """Tasks that wait, most urgent first; each waits on a future that is told a backend's name."""
+    """Places that wait, most urgent first; each waits on a future that is told a backend's name."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[Ready, int, asyncio.Future[str]]] = []
+        self._heap: list[tuple[Ready, int, asyncio.Future[str], Place]] = []
         self._ticket = 0
 
-    def join(self, ready: Ready) -> asyncio.Future[str]:
+    def join(self, place: "Place") -> asyncio.Future[str]:
         """Stand in line; a cancelled future has left it."""
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._ticket += 1
-        heapq.heappush(self._heap, (ready, self._ticket, future))
+        heapq.heappush(self._heap, (place.ready, self._ticket, future, place))
         return future
 
-    def first(self) -> Ready | None:
+    def first(self) -> "Place | None":
         """Who is next; None if nobody waits."""
         while self._heap and self._heap[0][2].done():
             heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else None
+        return self._heap[0][3] if self._heap else None
 
     def call(self, host: str) -> None:
         """Tell the first one."""
         heapq.heappop(self._heap)[2].set_result(host)
+
+    def turn_away(self, ready: Ready) -> bool:
+        """Tell the least urgent one, if it is less urgent than this, that it waits in vain."""
+        last = max((entry for entry in self._heap if not entry[2].done()), default=None)
+        if last is None or not ready < last[0]:
+            return False
+        last[2].set_result(_NOWHERE)
+        return True
+
+    def disperse(self) -> None:
+        """Cancel all who wait."""
+        for _, _, future, _ in self._heap:
+            future.cancel()
 
 
 class Place:
@@ -81,7 +102,8 @@ class Slots:
         self._hosts = {host.name: host for host in hosts}
         self._used = dict.fromkeys(self._hosts, 0)
         self._prefetch = prefetch
-        self._staged: list[Ready] = []
+        self._staged: list[Place] = []
+        self._closed = False
         self._door = _Line()
         self._line = _Line()
 
@@ -92,18 +114,42 @@ class Slots:
 
     @asynccontextmanager
     async def admit(self, ready: Ready) -> AsyncIterator[Place]:
-        """Wait until this task may be prepared: a backend can work, and few more urgent ones are prepared."""
-        future = self._door.join(ready)
+        """Wait until this task may be prepared: a backend can work, and few more urgent ones are prepared.
+
+        Raises `TurnedAway` if it is to make way at the door.
+        """
         place = Place(self, ready)
+        future = self._door.join(place)
         try:
             self.changed()
-            await future
+            if await future == _NOWHERE:
+                raise TurnedAway
             yield place
         finally:
             future.cancel()
-            if ready in self._staged:
-                self._staged.remove(ready)
+            self._unstage(place)
             self.leave(place)
+
+    @asynccontextmanager
+    async def readmit(self, ready: Ready) -> AsyncIterator[Place]:
+        """A place at once, for a task that an earlier process had admitted."""
+        place = Place(self, ready)
+        self._staged.append(place)
+        try:
+            yield place
+        finally:
+            self._unstage(place)
+            self.leave(place)
+
+    def turn_away(self, ready: Ready) -> bool:
+        """This task may find nobody to bring it: the last one at the door makes way, if it is less urgent."""
+        return self._door.turn_away(ready)
+
+    def close(self) -> None:
+        """Nobody is seated any more: all who wait for a slot, or at the door, are cancelled."""
+        self._closed = True
+        self._door.disperse()
+        self._line.disperse()
 
     @asynccontextmanager
     async def adopt(self, ready: Ready, host: str) -> AsyncIterator[Place]:
@@ -118,7 +164,7 @@ class Slots:
 
     async def seat(self, place: Place) -> str:
         """Wait for the slot of an admitted place."""
-        future = self._line.join(place.ready)
+        future = self._line.join(place)
         self.changed()
         try:
             place.host = await future
@@ -139,13 +185,18 @@ class Slots:
 
     def changed(self) -> None:
         """Something that decides has changed: give slots to the most urgent, then admit the next ones."""
+        if self._closed:
+            return
         while (seated := self._line.first()) is not None and (host := self._free_host()) is not None:
             self._used[host] += 1
-            self._staged.remove(seated)
+            self._unstage(seated)
             self._line.call(host)
-        while (entering := self._door.first()) is not None and self._may_enter(entering):
+        while (entering := self._door.first()) is not None and self._may_enter(entering.ready):
             self._staged.append(entering)
-            self._door.call("")
+            self._door.call(_INSIDE)
+
+    def _unstage(self, place: Place) -> None:
+        self._staged = [staged for staged in self._staged if staged is not place]
 
     def _free_host(self) -> str | None:
         """The ready backend with the most free slots; None if there is none."""
@@ -161,4 +212,4 @@ class Slots:
         if not hosts:
             return False
         room = self._prefetch + sum(max(host.in_flight - self._used[host.name], 0) for host in hosts)
-        return sum(staged < ready for staged in self._staged) < room
+        return sum(staged.ready < ready for staged in self._staged) < room

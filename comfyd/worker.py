@@ -7,13 +7,13 @@ from typing import Final
 import structlog
 
 from comfyd.clock import Clock
-from comfyd.errors import StaleClaim, StoreError
+from comfyd.errors import StaleClaim, StorageError, StoreError
 from comfyd.execution import Executor
 from comfyd.lifecycle import RetryPolicy, decide
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
 from comfyd.queue import TaskQueue
-from comfyd.slots import Place, Slots
+from comfyd.slots import Place, Slots, TurnedAway
 from comfyd.storage.base import Storage
 from comfyd.store.base import Store
 from comfyd.tasks import Claim, Outcome, Ready, Settlement, Status, Step, Succeeded, Task
@@ -70,7 +70,10 @@ class Settler:
         task = await self._store.settle(claim.attempt.id, settlement, self._clock.now())
         if isinstance(outcome, Succeeded) and task.status is not Status.SUCCEEDED:
             for artefact in outcome.artefacts:
-                await self._storage.delete(artefact.key)
+                try:
+                    await self._storage.delete(artefact.key)
+                except StorageError as exc:  # the row says that it is over, and so it is told
+                    log.warning("file.left", key=artefact.key, reason=exc.message)
         self._tell(task, settlement)
         return task
 
@@ -78,6 +81,8 @@ class Settler:
         error = settlement.error
         code = error.code if error is not None else None
         log.info("task.settled", status=task.status, outcome=settlement.outcome, error=code)
+        for artefact in task.artefacts:  # only now can they be fetched under their urls
+            self._board.publish(task.id, "output", artefact)
         self._board.status(task.id, task.status)
         if task.status.terminal:
             self._metrics.finished(task.status, (task.completed_at or task.created_at) - task.created_at)
@@ -103,6 +108,7 @@ class Workers:
         self._executor = executor
         self._settler = settler
         self._clock = clock
+        queue.crowded = slots.turn_away
         self._working: set[asyncio.Task[None]] = set()
 
     async def step(self) -> int:
@@ -122,10 +128,14 @@ class Workers:
         """Take up what an earlier process left, before anything new is claimed."""
         for claim in claims:
             log.info("task.adopted", task_id=claim.task.id, step=claim.attempt.step)
-            self._spawn(self._resume(claim))
+            self._spawn(self._resume(claim)).add_done_callback(_tell_of_failure)
 
     async def drain(self, grace_ms: int) -> None:
-        """Let what is nearly done end within the grace, and leave the rest to the next process."""
+        """Let what is nearly done end within the grace, and leave the rest to the next process.
+
+        ComfyUI is given nothing new: what it makes then might be heard by nobody.
+        """
+        self._slots.close()
         if self._working:
             await asyncio.wait(self._working, timeout=grace_ms / 1000)
         for work in self._working:
@@ -145,12 +155,14 @@ class Workers:
                 claim = await self._claim(ready)
                 if claim is not None:
                     await self._work(claim, place)
-        finally:
-            self._queue.taken(ready)
+        except TurnedAway:
+            self._queue.give_back(ready)
 
     async def _claim(self, ready: Ready) -> Claim | None:
+        if not self._queue.current(ready):
+            return None
         try:
-            return await self._store.claim(ready.task_id, self._clock.new_id(), self._clock.now())
+            return await self._store.claim(ready.task_id, self._clock.new_id(), self._queue.now())
         except StoreError:
             self._queue.look_again()
             raise
@@ -164,7 +176,7 @@ class Workers:
             async with self._slots.adopt(ready, host) as place:
                 await self._work(claim, place)
         elif claim.attempt.step is Step.CLAIMED:
-            async with self._slots.admit(ready) as place:
+            async with self._slots.readmit(ready) as place:
                 await self._work(claim, place)
         else:
             await self._work(claim, Place(self._slots, ready))
@@ -184,3 +196,9 @@ class Workers:
                 return
         if task.status is Status.QUEUED:
             self._queue.offer(task)
+
+
+def _tell_of_failure(work: asyncio.Task[None]) -> None:
+    """Nobody waits for what was adopted, so what broke it is said here."""
+    if not work.cancelled() and (error := work.exception()) is not None:
+        log.error("adopted.broken", exc_info=error)

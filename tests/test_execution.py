@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from comfyd.simulator import Simulator, SimulatorOptions
+from comfyd.simulator.options import FlavorName
 from comfyd.tasks import OutputOptions, OutputType, Status
 from tests.support.service import Bench, bench, colored, configuration, sampled, simulator_of, until
 
@@ -25,7 +26,7 @@ def shipped(name: str) -> dict[str, Any]:
 
 @pytest.fixture
 async def simulator(request: pytest.FixtureRequest) -> AsyncIterator[Simulator]:
-    flavor = getattr(request, "param", "0.3.75")
+    flavor: FlavorName = getattr(request, "param", "0.3.75")
     async with Simulator(SimulatorOptions(step_seconds=0.01, flavor=flavor)) as made:
         yield made
 

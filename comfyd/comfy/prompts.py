@@ -4,6 +4,7 @@ ComfyUI is asked for its queue before its history: the other order misses prompt
 answered proves what it says and no more; whoever calls looks again.
 """
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
@@ -39,6 +40,10 @@ from comfyd.tasks import Graph, JsonObject
 _TAKE_BACK_PAUSES_MS: Final = (20, 50, 100, 200, 400, 800, 1600, 3200, 6400)
 
 _log = structlog.get_logger(__name__)
+
+
+class HistoryUnclear(BackendUnclear):
+    """The queue does not have the prompt, and what history says of it cannot be read."""
 
 
 class Prompts:
@@ -88,9 +93,10 @@ class Prompts:
     async def look(self, prompt_id: str, ended: bool = False) -> Sighting:
         """See `Backend.look`."""
         if ended:
-            entry = await self._history(prompt_id)
-            if entry is not None:
-                return Ended(entry=entry)
+            with contextlib.suppress(HistoryUnclear):  # what the queue says comes first then
+                entry = await self._history(prompt_id)
+                if entry is not None:
+                    return Ended(entry=entry)
         view = await self.view()
         if prompt_id in view.running:
             return Running()
@@ -112,11 +118,13 @@ class Prompts:
     async def _history(self, prompt_id: str) -> HistoryEntry | None:
         answer = await self._client.call("GET", f"/history/{_quoted(prompt_id)}")
         if answer.status != 200:
-            raise unexpected(answer.status, "GET /history")
+            said = unexpected(answer.status, "GET /history")
+            raise HistoryUnclear(said.message, details=said.details)
         try:
             return read_history(answer.body, prompt_id)
         except Undecodable as error:
-            raise unreadable("GET /history", error) from error
+            said = unreadable("GET /history", error)
+            raise HistoryUnclear(said.message, details=said.details) from error
 
     async def cancel(self, prompt_id: str) -> None:
         """See `Backend.cancel`."""

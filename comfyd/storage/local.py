@@ -1,7 +1,6 @@
 """Artefacts on the local disk: written beside, synced, renamed into place; never half a file under a name."""
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import secrets
@@ -16,6 +15,7 @@ from comfyd.storage.base import Stored, StoredFile
 P = ParamSpec("P")
 T = TypeVar("T")
 
+RENAME_TRIES: Final = 10
 BLOCK: Final = 1 << 20
 """Bytes read or written in one go on a thread."""
 
@@ -37,14 +37,14 @@ class LocalStorage:
         size = 0
         what = f"cannot store {key}"
         try:
-            with await _on_disk(what, unfinished.open, "xb") as file:
+            async with _created(what, unfinished) as file:
                 async for block in _blocks(chunks):
                     size += len(block)
                     await _on_disk(what, _write, file, block, digest)
                 await _on_disk(what, _sync, file)
             await _on_disk(what, _rename, unfinished, target, self._folder)
         finally:
-            unfinished.unlink(missing_ok=True)
+            await _on_disk(what, unfinished.unlink, missing_ok=True)
         return Stored(key=key, size_bytes=size, sha256=digest.hexdigest())
 
     @asynccontextmanager
@@ -122,6 +122,18 @@ async def _read(file: IO[bytes], left: int) -> AsyncIterator[bytes]:
         yield block
 
 
+@asynccontextmanager
+async def _created(what: str, path: Path) -> AsyncIterator[IO[bytes]]:
+    """A new file to write to; closed on a thread, because that may still write, and fail."""
+    opened: list[IO[bytes]] = []
+    try:
+        await _on_disk(what, lambda: opened.append(path.open("xb")))
+        yield opened[0]
+    finally:
+        for file in opened:
+            await _on_disk(what, file.close)
+
+
 def _write(file: IO[bytes], block: bytes, digest: "hashlib._Hash") -> None:
     digest.update(block)
     file.write(block)
@@ -134,11 +146,16 @@ def _sync(file: IO[bytes]) -> None:
 
 def _rename(unfinished: Path, target: Path, folder: Path) -> None:
     """Give the file its name, and sync every folder in which a name is new."""
-    fresh = [parent for parent in target.parents if parent != folder and not parent.exists()]
-    for parent in reversed(fresh):
-        parent.mkdir(mode=0o700, exist_ok=True)
-    unfinished.replace(target)
-    for changed in (target.parent, *(parent.parent for parent in fresh)):
+    fresh: set[Path] = set()
+    for left in reversed(range(RENAME_TRIES)):
+        try:
+            fresh |= _make_parents(target, folder)
+            unfinished.replace(target)
+            break
+        except FileNotFoundError:  # somebody deleted a folder that had become empty
+            if left == 0:
+                raise
+    for changed in {target.parent, *(parent.parent for parent in fresh)}:
         descriptor = os.open(changed, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
@@ -146,18 +163,36 @@ def _rename(unfinished: Path, target: Path, folder: Path) -> None:
             os.close(descriptor)
 
 
+def _make_parents(target: Path, folder: Path) -> set[Path]:
+    """Make the folders above a file that are not there yet; which."""
+    missing = [parent for parent in target.parents if folder in parent.parents and not parent.exists()]
+    for parent in reversed(missing):
+        parent.mkdir(mode=0o700, exist_ok=True)
+    return set(missing)
+
+
 def _remove(path: Path, stop: Path) -> None:
     path.unlink(missing_ok=True)
     for folder in path.parents:
-        if folder == stop or not folder.is_dir() or any(folder.iterdir()):
+        if folder == stop:
             return
-        with contextlib.suppress(FileNotFoundError):
+        try:
             folder.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return  # it is not empty
 
 
 async def _on_disk(what: str, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run this on a thread, and let the disk's errors leave as `StorageError`."""
+    """Run this on a thread, and let the disk's errors leave as `StorageError`.
+
+    Canceled, it waits for the thread, which cannot be stopped: nothing happens on the disk after it has left.
+    """
+    call = asyncio.ensure_future(asyncio.to_thread(action, *args, **kwargs))
     try:
-        return await asyncio.to_thread(action, *args, **kwargs)
+        return await asyncio.shield(call)
     except OSError as exc:
         raise StorageError(f"{what}: {exc.strerror or exc}") from exc
+    finally:
+        await asyncio.gather(call, return_exceptions=True)
