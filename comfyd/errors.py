@@ -6,6 +6,7 @@ ComfydError                      code, message, details, retryable
 │   ├── MalformedRequest         not the JSON, type or field that the route takes
 │   ├── BodyTooLarge             longer than `limits.body_bytes`
 │   ├── UnsupportedMediaType     a body of another kind than the route takes
+│   ├── ForeignOrigin            a browser sent it on behalf of another site
 │   ├── NotFound                 no such task, workflow, file or route
 │   │   ├── TaskNotFound
 │   │   ├── UnknownWorkflow
@@ -71,6 +72,12 @@ class UnsupportedMediaType(RequestError):
     """The body is of another media type than the route takes."""
 
     code = "unsupported_media_type"
+
+
+class ForeignOrigin(RequestError):
+    """A browser sent it on behalf of another site."""
+
+    code = "foreign_origin"
 
 
 class NotFound(RequestError):

@@ -137,8 +137,8 @@ class Executor:
         image_nodes = outputs.websocket_image_nodes(graph)
         nodes = await self._needed(backend, run)
         listener = Listener(task.id, nodes, image_nodes, self._board, self._clock)
-        if image_nodes and run.attempt.step is Step.CLAIMED:
-            await self._prompter.await_socket(run, backend)
+        if run.attempt.step is Step.CLAIMED:
+            await self._prompter.await_socket(run, backend, needed=bool(image_nodes))
         sent_under = UNSET if run.attempt.step is Step.CLAIMED else run.attempt.client_id
         with backend.watch(run.id, listener, sent_under) as watch, run.attention.relay(watch.nudge):
             listener.started = watch.nudge
@@ -169,6 +169,9 @@ class Executor:
         """Judge the verdict and record what there is to keep."""
         if entry.execution_ms is not None:
             self._metrics.executed(entry.execution_ms)
+            if run.attempt.number == 1:
+                began = self._clock.now() - entry.execution_ms
+                self._metrics.waited(began - run.claim.task.created_at)
         match entry.verdict:
             case "error":
                 raise Stop(Failed(error=_node_error(run, entry)))

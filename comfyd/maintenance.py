@@ -73,7 +73,8 @@ class Templates:
     async def step(self) -> int:
         """Look once."""
         for change in await asyncio.to_thread(self._catalog.refresh):
-            log.info("workflow.changed", workflow=change.name, kind=change.kind, message=change.message)
+            say = log.warning if change.kind == "broken" else log.info
+            say("workflow.changed", workflow=change.name, kind=change.kind, message=change.message)
         return CATALOG_EVERY_MS
 
 

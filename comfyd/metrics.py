@@ -38,7 +38,9 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
-        self._waiting = self._histogram("comfyd_task_waiting_seconds", "From submit to the first claim.")
+        self._waiting = self._histogram(
+            "comfyd_task_waiting_seconds", "From submit to the start of the first execution."
+        )
         self._executing = self._histogram("comfyd_task_executing_seconds", "ComfyUI's execution of a prompt.")
         self._total = self._histogram("comfyd_task_total_seconds", "From submit to the end.")
         self._stored = Counter(
@@ -62,9 +64,9 @@ class Metrics:
         """How many readers of event streams there are now."""
         self._watchers.set(readers)
 
-    def claimed(self, waited_ms: int) -> None:
-        """A task was claimed for the first time."""
-        self._waiting.observe(waited_ms / 1000)
+    def waited(self, waited_ms: int) -> None:
+        """A task was executed for the first time, so long after it came."""
+        self._waiting.observe(max(waited_ms, 0) / 1000)
 
     def executed(self, execution_ms: int) -> None:
         """A prompt was executed."""

@@ -41,6 +41,8 @@ ENDED_PAUSE_MS: Final = 10
 LATE_END_MS: Final = 200
 """How long an end seen by asking is given to be announced as well, before the socket counts as deaf."""
 SOCKET_PAUSE_MS: Final = 50
+SOCKET_GRACE_MS: Final = 2_000
+"""How long after ComfyUI became ready a prompt waits for the socket; later it goes without."""
 SOCKET_WAIT_MS: Final = 30_000
 """How long a prompt whose images come over the socket waits for one that is closed."""
 
@@ -63,12 +65,18 @@ class Prompter:
         if await run.cancel_asked():
             raise Stop(Canceled(message="canceled while nothing of it was in ComfyUI's queue"))
 
-    async def await_socket(self, run: Run, backend: Backend) -> None:
-        """Before a prompt whose images come over the socket: without one they would be made for nothing."""
+    async def await_socket(self, run: Run, backend: Backend, *, needed: bool) -> None:
+        """Give a socket that is closed the moment that it takes to open: what is sent before has no progress.
+
+        `needed` says that images come over it: without one they would be made for nothing.
+        """
         since = self._clock.monotonic()
+        patience = SOCKET_WAIT_MS if needed else SOCKET_GRACE_MS - (self._clock.now() - backend.state.since)
         while backend.client_id is None:
             await self.stop_if_canceled(run)
-            if self._clock.monotonic() - since >= SOCKET_WAIT_MS:
+            if self._clock.monotonic() - since >= patience:
+                if not needed:
+                    return
                 message = "the images come over ComfyUI's WebSocket, and that is not open"
                 raise Stop(Failed(error=TaskError(code="backend_unclear", message=message, retryable=True)))
             await self._clock.sleep(SOCKET_PAUSE_MS)

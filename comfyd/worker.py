@@ -46,8 +46,6 @@ class Settler:
     def started(self, task: Task) -> None:
         """A worker has the task."""
         self._board.status(task.id, task.status)
-        if task.attempt_count == 1 and task.started_at is not None:
-            self._metrics.claimed(task.started_at - task.created_at)
 
     async def settle(self, claim: Claim, outcome: Outcome) -> Task:
         """Apply the outcome; waits while the database cannot take it. Raises `StaleClaim`."""

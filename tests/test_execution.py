@@ -415,3 +415,37 @@ async def test_never_more_than_in_flight_prompts_are_in_comfyui(made: Bench) -> 
         status = await backend.queue_status()
         deepest = max(deepest, len(status["queue_running"]) + len(status["queue_pending"]))
     assert deepest == backend.in_flight
+
+
+async def test_the_first_prompt_waits_a_moment_for_the_socket_and_has_progress(
+    simulator: Simulator, tmp_path: Path
+) -> None:
+    await simulator.stop_listening()
+    async with bench(configuration(tmp_path / "data", simulator.url)) as made:
+        await until(lambda: made.ground.backends[0].state.reason is not None)
+        task = await made.submit(sampled(1, 10))
+        await simulator.start_listening()
+        events = await made.events(task.id)
+    values = {msgspec.json.decode(event.data)["value"] for event in events if event.name == "progress"}
+    assert len(values) >= 4
+
+
+async def test_a_socket_that_never_opens_holds_nobody_up(simulator: Simulator, tmp_path: Path) -> None:
+    simulator.faults.sockets = "refuse"
+    async with bench(configuration(tmp_path / "data", simulator.url)) as made:
+        for number in range(3):
+            ended = await made.ended((await made.submit(colored(700 + number))).id)
+            assert ended.status is Status.SUCCEEDED
+
+
+async def test_waiting_is_counted_until_the_first_execution(made: Bench) -> None:
+    tasks = [await made.submit(sampled(seed, 20)) for seed in range(3)]
+    for task in tasks:
+        await made.ended(task.id)
+    registry = made.state.metrics.registry
+    waited = registry.get_sample_value("comfyd_task_waiting_seconds_sum")
+    executed = registry.get_sample_value("comfyd_task_executing_seconds_sum")
+    assert registry.get_sample_value("comfyd_task_waiting_seconds_count") == 3
+    assert waited is not None
+    assert executed is not None
+    assert waited > executed / 3  # the second waited for the first, the third for both

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from comfyd.catalog import Catalog
 from comfyd.control import Control
@@ -123,3 +124,10 @@ async def test_a_comfyui_that_comes_back_is_noticed_soon(tmp_path: Path) -> None
         began = asyncio.get_running_loop().time()
         await until(lambda: backend.state.ready)
         assert asyncio.get_running_loop().time() - began < 4
+
+
+async def test_a_template_that_breaks_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text("{")
+    with capture_logs() as lines:
+        await Templates(Catalog(tmp_path)).step()
+    assert [(line["log_level"], line["kind"]) for line in lines] == [("warning", "broken")]

@@ -10,9 +10,11 @@ import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketState
 
 from comfyd.api.responses import JsonResponse
+from comfyd.api.views import WORDS
 from comfyd.errors import (
     BackendError,
     BackendUnclear,
@@ -20,6 +22,7 @@ from comfyd.errors import (
     BodyTooLarge,
     ComfydError,
     Conflict,
+    ForeignOrigin,
     IdempotencyKeyReuse,
     InsufficientStorage,
     InvalidInputs,
@@ -31,6 +34,7 @@ from comfyd.errors import (
     StoreError,
     UnsupportedMediaType,
 )
+from comfyd.tasks import Status
 
 log = structlog.get_logger("comfyd.api")
 
@@ -41,6 +45,7 @@ STATUSES: Final[dict[type[ComfydError], int]] = {
     Conflict: 409,
     BodyTooLarge: 413,
     UnsupportedMediaType: 415,
+    ForeignOrigin: 403,
     InvalidWorkflow: 422,
     InvalidInputs: 422,
     IdempotencyKeyReuse: 422,
@@ -82,7 +87,22 @@ def answer(error: ComfydError) -> Response:
     headers = {}
     if status in RETRY_AFTER:
         headers["Retry-After"] = str(error.details.get("retry_after", RETRY_AFTER[status]))
-    return JsonResponse(envelope(error.code, error.message, error.details), status, headers)
+    return JsonResponse(envelope(error.code, error.message, _in_our_words(error)), status, headers)
+
+
+def _in_our_words(error: ComfydError) -> dict[str, Any]:
+    """The details, with a task's status as this API calls it."""
+    if isinstance(error, Conflict) and "status" in error.details:
+        return {**error.details, "status": WORDS[Status(error.details["status"])]}
+    return error.details
+
+
+async def refuse(error: ComfydError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with this error before any route is asked."""
+    if scope["type"] == "websocket":
+        await WebSocket(scope, receive, send).send_denial_response(answer(error))
+    else:
+        await answer(error)(scope, receive, send)
 
 
 async def _on_comfyd_error(connection: HTTPConnection, error: Exception) -> Response | None:

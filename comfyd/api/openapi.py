@@ -11,7 +11,7 @@ import msgspec
 from comfyd.api import schemas
 from comfyd.api.errors import FRAMEWORK_CODES, status_of
 from comfyd.api.operations import OPERATIONS, TAGS, Answer, Operation, Parameter
-from comfyd.errors import ComfydError
+from comfyd.errors import ComfydError, ForeignOrigin
 from comfyd.workflows import FILE_TYPES, TemplateInput, WorkflowTemplate, json_schema
 
 _JSON: Final = "application/json"
@@ -101,7 +101,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
 def _responses(operation: Operation, references: dict[Any, dict[str, Any]]) -> dict[str, Any]:
     made = {str(answer.status): _response(answer, references) for answer in operation.answers}
     codes: dict[int, list[str]] = {}
-    kinds: tuple[type[ComfydError], ...] = (*operation.errors, ComfydError)
+    kinds: tuple[type[ComfydError], ...] = (ForeignOrigin, *operation.errors, ComfydError)
     for kind in kinds:
         codes.setdefault(status_of(kind), []).append(kind.code)
     for status, named in sorted(codes.items()):

@@ -34,6 +34,7 @@ _FIELD: Final = re.compile(r"Object (?:contains unknown|missing required) field 
 _LATER: Final = {
     "callbackUrl": "webhooks are not part of this version: read the task, or its events",
     "webhook_url": "webhooks are not part of this version: read the task, or its events",
+    "prompt": "there is no such field: comfyd calls the graph `workflow`",
 }
 
 
@@ -145,6 +146,22 @@ def wait_seconds(request: Request) -> float | None:
         preferred = _PREFERRED_WAIT.search(",".join(request.headers.getlist("prefer")))
         seconds = float(preferred[1]) if preferred else None
     return None if seconds is None else min(seconds, state_of(request).config.limits.wait)
+
+
+def known(query: QueryParams, *names: str) -> None:
+    """Raises `MalformedRequest` for a parameter that is none of these, or is given twice.
+
+    A misspelt filter would otherwise be no filter.
+    """
+    seen: set[str] = set()
+    for name, _ in query.multi_items():
+        if name not in names and not _METADATA.fullmatch(name):
+            message = f"there is no parameter {name[:100]!r}; there are {', '.join(names)}, metadata[key]"
+            raise MalformedRequest(message, details={"parameter": name[:100]})
+        if name in seen:
+            message = f"the parameter {name[:100]!r} is given twice"
+            raise MalformedRequest(message, details={"parameter": name[:100]})
+        seen.add(name)
 
 
 def number(query: QueryParams, name: str) -> float | None:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from comfyd.api import comfyui, documentation, events, files, health, tasks, workflows
 from comfyd.api.errors import EXPECTED_ERRORS, UNEXPECTED_ERRORS
+from comfyd.api.origins import Origins
 from comfyd.api.request_id import RequestIds
 from comfyd.api.state import State
 
@@ -68,7 +69,8 @@ def create_api(state: State) -> ASGIApp:
     )
     app.router.redirect_slashes = False
     app.state.comfyd = state
-    return RequestIds(app, state.clock, access_log=state.config.log.access)
+    guarded = Origins(app, state.config.server.public_url)
+    return RequestIds(guarded, state.clock, access_log=state.config.log.access)
 
 
 def _routes() -> list[BaseRoute]:

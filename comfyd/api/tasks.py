@@ -129,6 +129,7 @@ async def list_tasks(request: Request) -> Response:
     """`GET /api/tasks`."""
     state = state_of(request)
     query = request.query_params
+    requests.known(query, "status", "workflow", "cursor", "limit")
     most = state.config.limits.list_page
     limit = requests.integer(query, "limit", 1, most) or min(PAGE, most)
     wanted = TaskFilter(

@@ -112,5 +112,6 @@ def templates(folder: Path) -> list[Finding]:
     catalog.refresh()
     problems = [Finding(part="workflows", good=False, text=problem.message) for problem in catalog.problems()]
     names = ", ".join(template.name for template in catalog.list())
-    summary = Finding(part="workflows", good=True, text=f"{folder} {names or 'holds no template yet'}")
+    text = f"{folder} {names or 'holds no template yet: `comfyd init` writes three'}"
+    summary = Finding(part="workflows", good=True, text=text)
     return problems if problems and not names else [*problems, summary]

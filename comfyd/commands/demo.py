@@ -1,6 +1,7 @@
 """`comfyd demo`: the whole way once, on a simulated ComfyUI; never touches a configured one."""
 
 import asyncio
+import json
 import tempfile
 from importlib import resources
 from pathlib import Path
@@ -60,7 +61,7 @@ async def _demo(directory: Path, *, keep: bool, port: int, out: TextIO, err: Tex
 async def _submit(url: str, directory: Path, out: TextIO, err: TextIO) -> Exit:
     body = {"workflow": WORKFLOW, "inputs": INPUTS}
     async with connect(url, SystemClock()) as client:
-        print(f'submit             POST {url}/api/tasks {{"workflow": "{WORKFLOW}"}}', file=out, flush=True)
+        print(f"submit             POST {url}/api/tasks {json.dumps(body)}", file=out, flush=True)
         task = await client.submit(body)
         print(f"task               {task['task_id']}", file=out, flush=True)
         bar = ProgressBar(err)

@@ -8,20 +8,18 @@ from comfyd.commands.exits import CannotCreate, Exit
 
 
 def run(directory: Path, out: TextIO, err: TextIO) -> int:
-    """Write what is missing in `directory`; a file that exists is named and kept.
+    """Write what is missing in `directory`; a file that exists is named and kept. Ends with 0.
 
-    Ends with 73 if nothing was missing. Raises `CannotCreate` where the disk refuses.
+    Raises `CannotCreate` where the disk refuses.
     """
     wanted = [(directory / "comfyd.toml", shipped.configuration())]
     wanted += [(directory / "workflows" / file.name, file) for file in shipped.workflows()]
-    written = 0
     for path, source in wanted:
         if _write(path, source.read_bytes()):
-            written += 1
             print(f"wrote {path}", file=out)
         else:
             print(f"kept {path}: it exists already", file=err)
-    return Exit.OK if written else Exit.CANNOT_CREATE
+    return Exit.OK
 
 
 def _write(path: Path, data: bytes) -> bool:

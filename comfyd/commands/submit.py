@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -10,7 +11,7 @@ import msgspec
 
 from comfyd.clock import SystemClock
 from comfyd.commands.bar import ProgressBar, printable
-from comfyd.commands.exits import Exit, ServerRefused, UnreadableFile, exit_for
+from comfyd.commands.exits import CannotCreate, Exit, ServerRefused, UnreadableFile, exit_for
 from comfyd.commands.rest import Json, RestClient, connect, server_url
 from comfyd.config import Config
 
@@ -33,6 +34,8 @@ def run(config: Config, order: Order, out: TextIO, err: TextIO) -> int:
     errors of `downloads.save`.
     """
     body = request_body(order)
+    if order.wait:
+        _make(order.directory)
     return asyncio.run(_submit(server_url(config), body, order, out, err))
 
 
@@ -49,6 +52,16 @@ def parse_input(text: str) -> tuple[str, Any]:
 
 def _no_constant(word: str) -> None:
     raise ValueError(f"{word} is not JSON")
+
+
+def _make(directory: Path) -> None:
+    """Before anything runs: where its outputs could not be saved it need not."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotCreate(f"{directory} cannot be made: {error.strerror}") from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise CannotCreate(f"{directory} cannot be written")
 
 
 def request_body(order: Order) -> Json:
@@ -81,7 +94,7 @@ async def _submit(url: str, body: Json, order: Order, out: TextIO, err: TextIO) 
         try:
             task = await client.submit(body)
         except ServerRefused as error:
-            for line in (error.message, *refusal_lines(error)):
+            for line in refusal_lines(error) or [error.message]:
                 print(printable(line), file=err)
             return exit_for(error)
         if not order.as_json:
@@ -139,12 +152,8 @@ def _messages(inputs: Any) -> list[tuple[str, str]]:
 
 
 def failure_lines(task: Json) -> Sequence[str]:
-    """Why a task ended without being completed: code, message, and the node where there is one."""
+    """Why a task ended without being completed; the message names the node where there is one."""
     error = task.get("error")
     if not error:
         return [f"task {task['task_id']}: {task['status']}"]
-    details = error.get("details") or {}
-    lines = [f"{task['status']} {error['code']}: {error['message']}"]
-    if details.get("node_id") is not None:
-        lines.append(f"node {details['node_id']} ({details.get('class_type') or 'class unknown'})")
-    return lines
+    return [f"{task['status']} {error['code']}: {error['message']}"]

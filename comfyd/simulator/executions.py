@@ -44,9 +44,10 @@ class ExecutionLog:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.entries.extend(read_log(path))
+            torn = path.exists() and path.read_bytes()[-1:] not in {b"", b"\n"}
             self._file = path.open("ab", buffering=0)  # each line reaches the kernel: it survives kill -9
-            if path.stat().st_size:
-                self._file.write(b"\n")  # the last line may have been torn; empty lines are skipped
+            if torn:
+                self._file.write(b"\n")
 
     def __enter__(self) -> Self:
         return self

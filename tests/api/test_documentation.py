@@ -142,7 +142,7 @@ def test_every_error_code_has_one_status() -> None:
     codes = error_codes()
     assert codes["invalid_workflow"] == 422
     assert codes["method_not_allowed"] == 405
-    assert set(codes.values()) <= {400, 404, 405, 409, 413, 415, 422, 429, 500, 502, 503, 504, 507}
+    assert set(codes.values()) <= {400, 403, 404, 405, 409, 413, 415, 422, 429, 500, 502, 503, 504, 507}
 
 
 async def test_page_needs_no_other_host_and_no_inline_script(edge: Edge) -> None:

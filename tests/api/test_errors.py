@@ -53,6 +53,7 @@ def test_every_error_of_the_tree_has_a_status() -> None:
         errors.MalformedRequest: 400,
         errors.TaskNotFound: 404,
         errors.Conflict: 409,
+        errors.ForeignOrigin: 403,
         errors.BodyTooLarge: 413,
         errors.UnsupportedMediaType: 415,
         errors.WorkflowFormatUi: 422,

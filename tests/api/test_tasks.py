@@ -399,6 +399,7 @@ async def test_retry_queues_an_ended_task_again_and_refuses_a_live_one(edge: Edg
     status, answer = await edge.call("POST", f"/api/tasks/{task['task_id']}/retry")
     assert status == 409
     assert answer["error"]["code"] == "conflict"
+    assert answer["error"]["details"]["status"] == "PENDING"
     await edge.fail(await edge.claim(task["task_id"]))
     async with edge.http.post(f"{edge.base}/api/tasks/{task['task_id']}/retry") as response:
         again = await response.json()
@@ -441,3 +442,16 @@ async def test_host_header_that_is_none_is_not_repeated(edge: Edge) -> None:
     headers = {"Host": 'evil"><script>'}
     _, task = await edge.call("POST", "/api/tasks", json={"workflow": GRAPH}, headers=headers)
     assert task["urls"]["self"].startswith(f"{edge.base}/api/")
+
+
+@pytest.mark.parametrize("query", ["bogus=1", "metadata=x", "metadata[a=x", "status=FAILED&status=COMPLETED"])
+async def test_a_filter_that_would_not_filter_is_refused(edge: Edge, query: str) -> None:
+    status, answer = await edge.call("GET", f"/api/tasks?{query}")
+    assert (status, answer["error"]["code"]) == (400, "invalid_request")
+    assert "parameter" in answer["error"]["details"]
+
+
+async def test_a_graph_under_comfyuis_own_name_is_pointed_to_ours(edge: Edge) -> None:
+    status, answer = await edge.call("POST", "/api/tasks", json={"workflow": "x", "prompt": {}})
+    assert status == 400
+    assert "`workflow`" in answer["error"]["message"]

@@ -141,7 +141,7 @@ def test_templates_that_cannot_be_read_are_bad(
     (tmp_path / "workflows").mkdir()
     code, lines = check(capsys, COMFYUI_URL=comfyui)
     assert code == 0
-    assert lines["workflows"] == "ok  workflows workflows holds no template yet"
+    assert lines["workflows"] == "ok  workflows workflows holds no template yet: `comfyd init` writes three"
     (tmp_path / "workflows" / "broken.json").write_text("{")
     code, lines = check(capsys, COMFYUI_URL=comfyui)
     assert code == 1
