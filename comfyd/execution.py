@@ -104,7 +104,7 @@ class Executor:
         if run.attempt.step is not Step.COLLECTED:
             entry = await self._run_prompt(run, backend)
             run.place.release()
-            await self._collect(run, entry)
+            await self._collect(run, backend, entry)
         return await self._keep(run, backend)
 
     async def _unless_canceled(self, run: Run, work: Coroutine[Any, Any, T]) -> T:
@@ -165,7 +165,7 @@ class Executor:
             needed = set(graph)
         return {node: graph[node]["class_type"] for node in graph if node in needed}
 
-    async def _collect(self, run: Run, entry: HistoryEntry) -> None:
+    async def _collect(self, run: Run, backend: Backend, entry: HistoryEntry) -> None:
         """Judge the verdict and record what there is to keep."""
         if entry.execution_ms is not None:
             self._metrics.executed(entry.execution_ms)
@@ -179,7 +179,7 @@ class Executor:
                 message = "somebody else interrupted the prompt in ComfyUI"
                 raise Stop(Interrupted(reason=Interruption.STRAY, message=message))
             case "success":
-                pass
+                await self._refuse_part(run, backend, entry)
             case _:
                 assert_never(entry.verdict)
         files = outputs.wanted(outputs.output_files(entry.outputs), run.claim.task.output.include_temp)
@@ -189,6 +189,19 @@ class Executor:
             executed_at=self._clock.now(),
             execution_ms=entry.execution_ms,
         )
+
+    async def _refuse_part(self, run: Run, backend: Backend, entry: HistoryEntry) -> None:
+        """A success of only some outputs is none (Q11). The POST's answer says so too, unless it was lost."""
+        if entry.targets is None:
+            return
+        try:
+            wanted = graphs.output_nodes(run.claim.graph, await backend.object_info())
+        except BackendError:
+            return
+        left_out = sorted(set(wanted) - set(entry.targets))
+        if left_out:
+            message = f"ComfyUI ran only a part of the workflow: not node {', '.join(left_out)}"
+            raise Stop(Failed(error=TaskError(code="partial_validation", message=message)))
 
     async def _keep(self, run: Run, backend: Backend) -> Outcome:
         """Store every collected file."""

@@ -140,6 +140,20 @@ async def test_a_graph_of_which_only_a_part_would_run_is_not_run(made: Bench) ->
     assert task.artefacts == ()
 
 
+async def test_a_part_that_ran_because_the_answer_was_lost_is_no_success(
+    made: Bench, simulator: Simulator
+) -> None:
+    simulator.faults.prompt_answers_cut = 1
+    graph = colored(4)
+    graph["7"] = {"class_type": "LoadImage", "inputs": {"image": "not-there.png"}}
+    graph["8"] = {"class_type": "SaveImage", "inputs": {"images": ["7", 0], "filename_prefix": "x"}}
+    task = await made.ended((await made.submit(graph)).id)
+    assert task.error is not None
+    assert task.error.code == "partial_validation"
+    assert "8" in task.error.message
+    assert task.artefacts == ()
+
+
 @both_flavors
 async def test_progress_rises_and_names_node_and_step(made: Bench) -> None:
     task = await made.submit(sampled(1))

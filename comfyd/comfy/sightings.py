@@ -28,6 +28,8 @@ class HistoryEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Set when and only when the verdict is `error`."""
     started_at: int | None = None
     ended_at: int | None = None
+    targets: tuple[str, ...] | None = None
+    """The output nodes that ComfyUI set out to run: not all of them if some were invalid (Q11)."""
 
     @property
     def execution_ms(self) -> int | None:
@@ -82,12 +84,24 @@ class _RawStatus(msgspec.Struct, frozen=True):
     messages: list[tuple[str, Any]] = []
 
 
+class _Prompt(msgspec.Struct, frozen=True, array_like=True):
+    """An item of the queue, kept in history. Its graph and extra data are left undecoded."""
+
+    number: msgspec.Raw
+    prompt_id: msgspec.Raw
+    graph: msgspec.Raw
+    extra_data: msgspec.Raw
+    targets: tuple[str, ...]
+
+
 class _RawEntry(msgspec.Struct, frozen=True):
+    prompt: msgspec.Raw = msgspec.Raw(b"null")
     outputs: dict[str, Any] | None = None
     status: _RawStatus | None = None
 
 
 _QUEUE: Final = msgspec.json.Decoder(_Queue)
+_PROMPT: Final = msgspec.json.Decoder(_Prompt)
 _HISTORY: Final = msgspec.json.Decoder(dict[str, _RawEntry])
 _VERDICTS: Final[dict[str, Verdict]] = {
     "execution_success": "success",
@@ -136,7 +150,16 @@ def read_history(body: bytes, prompt_id: str) -> HistoryEntry | None:
         error=_failure(last) if verdict == "error" else None,
         started_at=started_at,
         ended_at=ended_at,
+        targets=_targets(entry.prompt),
     )
+
+
+def _targets(prompt: msgspec.Raw) -> tuple[str, ...] | None:
+    """None where the entry is of another shape: what it says of the outputs is then all there is."""
+    try:
+        return _PROMPT.decode(prompt).targets
+    except msgspec.DecodeError:
+        return None
 
 
 def _time(facts: dict[str, Any]) -> int | None:

@@ -135,3 +135,21 @@ def test_an_empty_history_knows_nothing() -> None:
 def test_exotic_numbers_in_outputs_do_not_hide_an_entry() -> None:
     entry = read(history([["execution_success", {}]], outputs={"9": {"score": [float("nan")]}}))
     assert entry.outputs == {"9": {"score": [None]}}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "targets"),
+    [
+        ([3, "p", {"1": {}}, {"client_id": "c"}, ["9", "12"]], ("9", "12")),
+        ([3, "p", {"1": {}}, {}, ["9"], "from a later version"], ("9",)),
+        ([float("nan"), "p", {"1": {"inputs": {"x": float("inf")}}}, {}, ["9"]], ("9",)),
+        (None, None),
+        ([], None),
+        ([3, "p", {}, {}, [9]], None),
+        ({"id": "p"}, None),
+    ],
+)
+def test_an_entry_says_which_outputs_were_to_run(prompt: Any, targets: tuple[str, ...] | None) -> None:
+    entry = read(history([["execution_success", {}]], prompt=prompt))
+    assert entry.verdict == "success"
+    assert entry.targets == targets
