@@ -7,7 +7,6 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Final
 
 import msgspec
 import structlog
@@ -17,7 +16,7 @@ from comfyd import __version__
 from comfyd.api.routes import create_api
 from comfyd.api.state import State
 from comfyd.artefacts import ArtefactWriter
-from comfyd.catalog import Catalog
+from comfyd.catalog import Catalog, graph_limits
 from comfyd.clock import Clock, SystemClock
 from comfyd.comfy.backend import Backend
 from comfyd.config import Config
@@ -27,7 +26,7 @@ from comfyd.estimate import Estimator
 from comfyd.execution import Executor
 from comfyd.lifecycle import RetryPolicy
 from comfyd.loops import Crew, Health, Loop
-from comfyd.maintenance import Figures, Probe, Retention, Templates
+from comfyd.maintenance import Figures, Probe, Retention, Templates, tell
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
 from comfyd.queue import TaskQueue
@@ -40,8 +39,6 @@ from comfyd.submission import GraphChecker, Renderer, Submission, Terms
 from comfyd.worker import Settler, Workers
 
 log = structlog.get_logger("comfyd")
-
-DATABASE: Final = "comfyd.db"
 
 
 class Changes:
@@ -89,13 +86,12 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 @asynccontextmanager
 async def open_ground(config: Config, clock: Clock) -> AsyncIterator[Ground]:
     """Open the database, the storage, the templates and the way to each ComfyUI."""
-    data = _data_folder(config)
+    _make_data_folder(config)
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_sqlite(data / DATABASE))
-        files = Path(config.storage.local.dir) if config.storage.local.dir else data / "files"
-        storage = await stack.enter_async_context(open_local(files))
-        catalog = Catalog(Path(config.workflows.dir))
-        await asyncio.to_thread(catalog.refresh)
+        store = await stack.enter_async_context(open_sqlite(config.database))
+        storage = await stack.enter_async_context(open_local(config.files))
+        catalog = Catalog(Path(config.workflows.dir), graph_limits(config.limits))
+        tell(await asyncio.to_thread(catalog.refresh))
 
         changes = Changes()
         backends = tuple(
@@ -119,14 +115,13 @@ async def open_ground(config: Config, clock: Clock) -> AsyncIterator[Ground]:
         )
 
 
-def _data_folder(config: Config) -> Path:
+def _make_data_folder(config: Config) -> None:
     data = Path(config.data.dir)
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as exc:
         message = f"data.dir: cannot make {data}: {exc.strerror or exc}"
         raise ConfigError(message, details={"key": "data.dir"}) from exc
-    return data
 
 
 def wire(ground: Ground) -> Service:
@@ -134,8 +129,8 @@ def wire(ground: Ground) -> Service:
     config, clock, store = ground.config, ground.clock, ground.store
     metrics, board, health = Metrics(), Board(), Health()
     queue = TaskQueue(store, clock)
-    control = Control(store, ground.storage, queue, board, clock)
-    renderer = Renderer(ground.catalog, random.SystemRandom(), config.limits)
+    control = Control(store, ground.storage, queue, board, metrics, clock)
+    renderer = Renderer(ground.catalog, random.SystemRandom(), graph_limits(config.limits))
     checker = GraphChecker(ground.backends, clock)
     terms = Terms.of(config.queue, config.limits)
     writer = ArtefactWriter(ground.storage, metrics, clock)
@@ -219,8 +214,8 @@ class SocketLife:
 
 
 @asynccontextmanager
-async def working(service: Service, grace_ms: int) -> AsyncIterator[None]:
-    """The loops run and the queue is worked within this block; at its end what is nearly done is let end."""
+async def working(service: Service, grace_ms: int, hurry: asyncio.Event) -> AsyncIterator[None]:
+    """Within this block the queue is worked; then what is nearly done may end, unless there is a hurry."""
     state = service.state
     async with Crew(service.loops, state.clock, state.health):
         service.workers.adopt(await state.store.live())
@@ -228,7 +223,7 @@ async def working(service: Service, grace_ms: int) -> AsyncIterator[None]:
             async with Crew(service.claims, state.clock, state.health):
                 yield
         finally:
-            await service.workers.drain(grace_ms)
+            await service.workers.drain(grace_ms, hurry)
 
 
 class _Server(uvicorn.Server):
@@ -275,10 +270,12 @@ async def serve(config: Config, listening: socket.socket, clock: Clock | None = 
     async with open_ground(config, clock or SystemClock()) as ground:
         service = wire(ground)
         server = _Server(_uvicorn_config(service))
-        closing = service.state.closing
+        closing, hurry = service.state.closing, asyncio.Event()
 
         def stop() -> None:
-            server.force_exit = closing.is_set()  # the second signal does not wait
+            if closing.is_set():  # the second signal does not wait
+                server.force_exit = True
+                hurry.set()
             server.should_exit = True
             closing.set()
 
@@ -286,7 +283,7 @@ async def serve(config: Config, listening: socket.socket, clock: Clock | None = 
         log.info("serving", url=f"http://{host}:{port}", version=__version__, data=config.data.dir)
         broken = asyncio.ensure_future(ground.broken())
         with _signals(stop):
-            async with working(service, round(config.server.grace * 1000)):
+            async with working(service, round(config.server.grace * 1000), hurry):
                 served = asyncio.ensure_future(server.serve(sockets=[listening]))
                 closed = asyncio.ensure_future(closing.wait())
                 await asyncio.wait({served, closed, broken}, return_when=asyncio.FIRST_COMPLETED)

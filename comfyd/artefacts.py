@@ -68,12 +68,7 @@ class ArtefactWriter:
 
     async def forget(self, task_id: str, number: int, files: Sequence[OutputFile]) -> None:
         """Delete what there is of these files."""
-        for file in files:
-            key = _key(task_id, number, file)
-            try:
-                await self._storage.delete(key)
-            except StorageError as exc:
-                log.warning("file.left", key=key, reason=exc.message)
+        await forget(self._storage, [_key(task_id, number, file) for file in files])
 
     async def _persistently(self, file: OutputFile, key: str, source: Source) -> Artefact:
         pause, tried = FIRST_PAUSE_MS, 0
@@ -115,6 +110,15 @@ class ArtefactWriter:
             height=height,
             text=file.text if file.text is not None and len(file.text) <= INLINE_TEXT else None,
         )
+
+
+async def forget(storage: Storage, keys: Sequence[str]) -> None:
+    """Delete files that no row names any more. One that stays must not hold up what was decided."""
+    for key in keys:
+        try:
+            await storage.delete(key)
+        except StorageError as exc:
+            log.warning("file.left", key=key, reason=exc.message)
 
 
 @asynccontextmanager

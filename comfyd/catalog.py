@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from comfyd.config import LimitsConfig
 from comfyd.errors import TemplateError, UnknownWorkflow
 from comfyd.graphs import GraphLimits
 from comfyd.workflows import WorkflowTemplate, parse_template
@@ -50,6 +51,16 @@ class _State:
     templates: Mapping[str, WorkflowTemplate] = field(default_factory=dict)
     problems: Mapping[str, TemplateProblem] = field(default_factory=dict)
     signatures: Mapping[str, _Signature] = field(default_factory=dict)
+
+
+def graph_limits(limits: LimitsConfig) -> GraphLimits:
+    """How big graphs may be, templates' and clients' alike."""
+    return GraphLimits(
+        nodes=limits.nodes,
+        depth=limits.depth,
+        string_length=limits.string_length,
+        size_bytes=limits.body_bytes,
+    )
 
 
 class Catalog:

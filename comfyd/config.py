@@ -21,6 +21,7 @@ Count = Annotated[int, Meta(ge=1, le=2**53, description="a whole number from 1")
 Workers = Annotated[int, Meta(ge=1, le=1024, description="a whole number from 1 to 1024")]
 Prefetch = Annotated[int, Meta(ge=0, le=1024, description="a whole number from 0 to 1024")]
 InFlight = Annotated[int, Meta(ge=1, le=64, description="a whole number from 1 to 64")]
+Depth = Annotated[int, Meta(ge=4, le=200, description="a whole number from 4 to 200")]
 Page = Annotated[int, Meta(ge=1, le=10_000, description="a whole number from 1 to 10000")]
 
 
@@ -93,7 +94,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     body_bytes: Count = 33_554_432
     queued_tasks: Count = 1_000_000
     nodes: Count = 5_000
-    depth: Count = 64
+    depth: Depth = 64
     string_length: Count = 1_000_000
     wait: Seconds = 120.0
     """Seconds that `?wait` and `Prefer: wait` may ask for; more is cut to this."""

@@ -5,13 +5,15 @@ Each verb changes the row and then nudges whoever works on it.
 
 import structlog
 
+from comfyd.artefacts import forget
 from comfyd.clock import Clock
-from comfyd.errors import StorageError, TaskNotFound
+from comfyd.errors import TaskNotFound
+from comfyd.metrics import Metrics
 from comfyd.progress import Board
 from comfyd.queue import TaskQueue
 from comfyd.storage.base import Storage
 from comfyd.store.base import Store
-from comfyd.tasks import Artefact, Task
+from comfyd.tasks import Task
 
 log = structlog.get_logger("comfyd.control")
 
@@ -19,17 +21,23 @@ log = structlog.get_logger("comfyd.control")
 class Control:
     """The verbs on existing tasks. Lives as long as the process."""
 
-    def __init__(self, store: Store, storage: Storage, queue: TaskQueue, board: Board, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, storage: Storage, queue: TaskQueue, board: Board, metrics: Metrics, clock: Clock
+    ) -> None:
         self._store = store
         self._storage = storage
         self._queue = queue
         self._board = board
+        self._metrics = metrics
         self._clock = clock
 
     async def cancel(self, task_id: str) -> Task:
         """Cancel exactly this task. A waiting one ends at once, a running one when ComfyUI let go of it."""
-        task = _found(await self._store.cancel(task_id, self._clock.now()), task_id)
-        if task.status.terminal:
+        now = self._clock.now()
+        before = _found(await self._store.get(task_id), task_id)
+        task = _found(await self._store.cancel(task_id, now), task_id)
+        if task.status.terminal and not before.status.terminal:
+            self._metrics.finished(task.status, now - task.created_at)
             self._board.status(task_id, task.status)
         self._queue.nudge(task_id)
         return task
@@ -40,21 +48,13 @@ class Control:
         task = _found(await self._store.retry(task_id, self._clock.now()), task_id)
         self._board.status(task_id, task.status)
         self._queue.offer(task)
-        await self._forget(before.artefacts)
+        await forget(self._storage, [artefact.key for artefact in before.artefacts])
         return task
 
     async def delete(self, task_id: str) -> None:
         """Forget an ended task and its files. Raises `Conflict` if it has not ended."""
         task = _found(await self._store.delete(task_id), task_id)
-        await self._forget(task.artefacts)
-
-    async def _forget(self, artefacts: tuple[Artefact, ...]) -> None:
-        """Delete the files of rows that are gone: a file that stays must not hold up what was decided."""
-        for artefact in artefacts:
-            try:
-                await self._storage.delete(artefact.key)
-            except StorageError as exc:
-                log.warning("file.left", key=artefact.key, reason=exc.message)
+        await forget(self._storage, [artefact.key for artefact in task.artefacts])
 
 
 def _found(task: Task | None, task_id: str) -> Task:

@@ -27,6 +27,7 @@ ComfydError                      code, message, details, retryable
     ├── BackendUnreachable       refused before a byte was sent: nothing happened there
     ├── BackendUnclear           no answer, or one that proves nothing: it may have happened
     ├── BackendRejected          ComfyUI says the prompt is invalid; `details["node_errors"]`
+    │   └── PartlyRejected       it would run only a part of the graph
     └── OutputUnavailable        an output file is gone, short or not served
 """
 
@@ -53,7 +54,7 @@ class ConfigError(ComfydError):
 
 
 class RequestError(ComfydError):
-    """What a client sent cannot be accepted; nothing was stored and ComfyUI was not asked."""
+    """What a client sent cannot be accepted; nothing was stored and nothing was run."""
 
     code = "invalid_request"
 

@@ -4,7 +4,7 @@ import msgspec
 
 from comfyd.clock import Clock
 from comfyd.progress import Board
-from comfyd.store.base import Store
+from comfyd.store.base import AHEAD_MOST, Store
 from comfyd.tasks import Status, Task
 
 
@@ -34,7 +34,10 @@ class Estimator:
 
     async def _queued(self, task: Task) -> Estimate:
         now = self._clock.now()
-        position = await self._store.ahead(task, now) + 1
+        ahead = await self._store.ahead(task, now)
+        if ahead >= AHEAD_MOST:
+            return Estimate()
+        position = ahead + 1
         own = await self._store.run_times(task.shape)
         overall = await self._store.mean_run_time()
         if overall is None or own is None:
@@ -45,7 +48,7 @@ class Estimator:
         return Estimate(queue_position=position, eta_seconds=_seconds(max(before, delay) + own.mean_ms))
 
     async def _running(self, task: Task) -> float | None:
-        """From the run's progress where there is some, else from the mean of past runs."""
+        """From the mean of past runs where there were some, else from the run's own progress."""
         own = await self._store.run_times(task.shape)
         attempt = task.attempts[-1] if task.attempts else None
         started = attempt.seen_running_at if attempt is not None else None

@@ -21,7 +21,7 @@ from comfyd.comfy import outputs
 from comfyd.comfy.backend import Backend
 from comfyd.comfy.files import OutputStream
 from comfyd.comfy.sightings import HistoryEntry
-from comfyd.errors import BackendError, ComfydError, StoreError
+from comfyd.errors import BackendError, ComfydError, StaleClaim
 from comfyd.listener import Frame, Listener
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
@@ -82,12 +82,12 @@ class Executor:
         self._prompter = Prompter(clock)
 
     async def execute(self, claim: Claim, place: Place, attention: Attention) -> Outcome:
-        """Take the attempt from its recorded step to its end. Raises `StoreError` if that cannot be kept."""
+        """Take the attempt from its recorded step to its end. `StaleClaim` if it is not the live one."""
         try:
             return await self._pipeline(Run(claim, place, attention, self._store, self._clock))
         except Stop as stop:
             return stop.outcome
-        except StoreError:
+        except StaleClaim:
             raise
         except ComfydError as exc:
             return Failed(error=task_error(exc))
@@ -208,8 +208,8 @@ class Executor:
         files = run.attempt.collected
         in_memory = [file for file in files if file.folder == SOCKET_FOLDER]
         if len(in_memory) != len(run.frames):
-            message = "images that come over the socket were lost in a restart"
-            return Interrupted(reason=Interruption.LOST, message=message)
+            await self._prompter.seen_running(run)
+            return _images_lost(run)
         frames = {
             (file.node_id, file.index): frame for file, frame in zip(in_memory, run.frames, strict=True)
         }

@@ -23,7 +23,7 @@ from comfyd.tasks import (
 )
 
 FREE_SUSPECTS: Final = 2
-"""Re-runs of a task that was executing when ComfyUI died, before it is held to be the cause (P4)."""
+"""Re-runs of a task that was executing when ComfyUI died, before it is held to be the cause."""
 FREE_STRAYS: Final = 3
 """Re-runs of a task that somebody else interrupted."""
 

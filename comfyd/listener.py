@@ -73,6 +73,8 @@ class Listener:
                 self._take_states(states)
             case messages.Preview():
                 self._take_picture(message)
+            case messages.ProgressText(node_id=node, text=text):
+                self._board.publish(self._task_id, "log", {"node_id": node, "message": text})
             case messages.ExecutionSuccess():
                 self._tracker.complete()
                 self.report()

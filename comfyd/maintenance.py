@@ -2,15 +2,16 @@
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
 
-from comfyd.catalog import Catalog
+from comfyd.catalog import Catalog, TemplateChange
 from comfyd.clock import Clock
 from comfyd.comfy.backend import Backend
 from comfyd.control import Control
-from comfyd.errors import Conflict, StorageError, TaskNotFound
+from comfyd.errors import Conflict, TaskNotFound
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
 from comfyd.store.base import Store
@@ -42,7 +43,7 @@ class Retention:
         for task_id in old:
             try:
                 await self._control.delete(task_id)
-            except (TaskNotFound, Conflict, StorageError) as exc:
+            except (TaskNotFound, Conflict) as exc:
                 log.info("retention.skipped", task_id=task_id, reason=exc.message)
         if old:
             log.info("retention.forgot", tasks=len(old))
@@ -72,9 +73,7 @@ class Templates:
 
     async def step(self) -> int:
         """Look once."""
-        for change in await asyncio.to_thread(self._catalog.refresh):
-            say = log.warning if change.kind == "broken" else log.info
-            say("workflow.changed", workflow=change.name, kind=change.kind, message=change.message)
+        tell(await asyncio.to_thread(self._catalog.refresh))
         return CATALOG_EVERY_MS
 
 
@@ -100,3 +99,10 @@ class Probe:
             async with asyncio.timeout((PROBE_WELL_MS if ready else PROBE_SICK_MS) / 1000):
                 await self._woken.wait()
         return 0
+
+
+def tell(changes: Sequence[TemplateChange]) -> None:
+    """Say which templates are new, other, gone or broken."""
+    for change in changes:
+        say = log.warning if change.kind == "broken" else log.info
+        say("workflow.changed", workflow=change.name, kind=change.kind, reason=change.message)

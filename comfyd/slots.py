@@ -211,5 +211,6 @@ class Slots:
         hosts = [host for host in self._hosts.values() if host.state.ready]
         if not hosts:
             return False
-        room = self._prefetch + sum(max(host.in_flight - self._used[host.name], 0) for host in hosts)
+        free = sum(max(host.in_flight - self._used[host.name], 0) for host in hosts)
+        room = self._prefetch * len(hosts) + free
         return sum(staged.ready < ready for staged in self._staged) < room

@@ -1,5 +1,6 @@
 """Leg 1: a request becomes a queued task. Never runs anything; stores nothing of a request that is wrong."""
 
+import asyncio
 import random
 from collections.abc import Sequence
 from typing import Any, Final
@@ -18,6 +19,8 @@ from comfyd.tasks import Added, Graph, IdempotencyKey, NewTask, OutputOptions, P
 
 REFRESH_MS: Final = 5_000
 """How long what a ComfyUI said of its classes is believed before a refusal makes it be asked again."""
+ASK_SECONDS: Final = 5.0
+"""How long a ComfyUI may keep a client waiting with its classes: then the task is taken unchecked."""
 FULL_RETRY_S: Final = 10
 """What `Retry-After` says when the queue is full, in seconds."""
 
@@ -46,15 +49,10 @@ class Rendered(msgspec.Struct, frozen=True, kw_only=True):
 class Renderer:
     """Makes the graph of a request. Lives as long as the process."""
 
-    def __init__(self, catalog: Catalog, chance: random.Random, limits: LimitsConfig) -> None:
+    def __init__(self, catalog: Catalog, chance: random.Random, limits: graphs.GraphLimits) -> None:
         self._catalog = catalog
         self._chance = chance
-        self._limits = graphs.GraphLimits(
-            nodes=limits.nodes,
-            depth=limits.depth,
-            string_length=limits.string_length,
-            size_bytes=limits.body_bytes,
-        )
+        self._limits = limits
 
     def render(self, request: SubmitRequest) -> Rendered:
         """Raises `UnknownWorkflow`, `InvalidInputs`, `InvalidWorkflow`."""
@@ -72,8 +70,9 @@ class Renderer:
 class GraphChecker:
     """Holds graphs against what the ComfyUIs can do. Lives as long as the process."""
 
-    def __init__(self, backends: Sequence[Backend], clock: Clock) -> None:
+    def __init__(self, backends: Sequence[Backend], clock: Clock, patience: float = ASK_SECONDS) -> None:
         self._backends = backends
+        self._patience = patience
         self._clock = clock
         self._refreshed: dict[str, int] = {}
 
@@ -86,8 +85,9 @@ class GraphChecker:
         refusal: InvalidWorkflow | None = None
         for backend in self._backends:
             try:
-                return await self._needed_on(backend, graph)
-            except BackendError:
+                async with asyncio.timeout(self._patience):
+                    return await self._needed_on(backend, graph)
+            except (BackendError, TimeoutError):
                 continue
             except InvalidWorkflow as exc:
                 refusal = refusal or exc
@@ -162,13 +162,13 @@ class Submission:
 
         Raises `RequestError` for what is wrong with the request, `QueueFull`, and `StoreError`.
         """
-        rendered = self._renderer.render(request)
-        needed = await self._checker.needed_nodes(rendered.graph)
         if (await self._store.counts())[Status.QUEUED] >= self._terms.queued_tasks:
             raise QueueFull(
                 f"{self._terms.queued_tasks} tasks are queued; try again later",
                 details={"retry_after": FULL_RETRY_S},
             )
+        rendered = self._renderer.render(request)
+        needed = await self._checker.needed_nodes(rendered.graph)
         new = NewTask(
             id=self._clock.new_id(),
             graph=rendered.graph,
@@ -188,4 +188,4 @@ class Submission:
 
 
 def _milliseconds(seconds: float | None) -> int | None:
-    return round(seconds * 1000) if seconds else None
+    return max(round(seconds * 1000), 1) if seconds else None

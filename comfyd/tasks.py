@@ -74,7 +74,7 @@ class OutputFile(msgspec.Struct, frozen=True, kw_only=True):
     filename: str
     subfolder: str = ""
     folder: str = "output"
-    """ComfyUI's `type`: `output`, `temp` or `input`."""
+    """ComfyUI's `type`: `output`, `temp` or `input`; `socket` for an image that came over the socket."""
     text: str | None = None
 
 
@@ -270,7 +270,7 @@ class Interruption(StrEnum):
     """Why an attempt ended without its own fault."""
 
     LOST = "lost"
-    """It never started to execute: free."""
+    """It never started to execute, or what it made was lost with a connection: free."""
     SUSPECT = "suspect"
     """It was executing when ComfyUI died: it may be what killed it."""
     STRAY = "stray"

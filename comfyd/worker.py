@@ -6,8 +6,9 @@ from typing import Final
 
 import structlog
 
+from comfyd.artefacts import forget
 from comfyd.clock import Clock
-from comfyd.errors import StaleClaim, StorageError, StoreError
+from comfyd.errors import StaleClaim, StoreError
 from comfyd.execution import Executor
 from comfyd.lifecycle import RetryPolicy, decide
 from comfyd.metrics import Metrics
@@ -67,11 +68,7 @@ class Settler:
         settlement = decide(current, outcome, self._policy, self._clock.now(), self._clock.jitter())
         task = await self._store.settle(claim.attempt.id, settlement, self._clock.now())
         if isinstance(outcome, Succeeded) and task.status is not Status.SUCCEEDED:
-            for artefact in outcome.artefacts:
-                try:
-                    await self._storage.delete(artefact.key)
-                except StorageError as exc:  # the row says that it is over, and so it is told
-                    log.warning("file.left", key=artefact.key, reason=exc.message)
+            await forget(self._storage, [artefact.key for artefact in outcome.artefacts])
         self._tell(task, settlement)
         return task
 
@@ -128,17 +125,23 @@ class Workers:
             log.info("task.adopted", task_id=claim.task.id, step=claim.attempt.step)
             self._spawn(self._resume(claim)).add_done_callback(_tell_of_failure)
 
-    async def drain(self, grace_ms: int) -> None:
-        """Let what is nearly done end within the grace, and leave the rest to the next process.
+    async def drain(self, grace_ms: int, hurry: asyncio.Event) -> None:
+        """Let what is nearly done end within the grace, or until `hurry`; the rest is the next process's.
 
         ComfyUI is given nothing new: what it makes then might be heard by nobody.
         """
         self._slots.close()
-        if self._working:
-            await asyncio.wait(self._working, timeout=grace_ms / 1000)
+        ended, hurried = asyncio.ensure_future(self._ended()), asyncio.ensure_future(hurry.wait())
+        await asyncio.wait({ended, hurried}, timeout=grace_ms / 1000, return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        hurried.cancel()
         for work in self._working:
             work.cancel()
         await asyncio.gather(*self._working, return_exceptions=True)
+
+    async def _ended(self) -> None:
+        if self._working:
+            await asyncio.wait(self._working)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)

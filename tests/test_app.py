@@ -9,13 +9,14 @@ from pathlib import Path
 import aiohttp
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from comfyd.app import Changes, listen, open_ground, serve
 from comfyd.clock import SystemClock
-from comfyd.config import DataConfig, ServerConfig
+from comfyd.config import DataConfig, LimitsConfig, ServerConfig, WorkflowsConfig
 from comfyd.errors import ConfigError, StoreUnavailable
-from comfyd.simulator import Simulator
-from tests.support.service import configuration
+from comfyd.simulator import Simulator, SimulatorOptions
+from tests.support.service import configuration, sampled, until
 
 
 async def test_a_data_folder_that_cannot_be_made_names_its_key(tmp_path: Path) -> None:
@@ -76,3 +77,40 @@ def test_everybody_is_told_of_a_change() -> None:
     changes.tell_to(lambda: told.append("probe"))
     changes.tell()
     assert told == ["slots", "probe"]
+
+
+async def test_a_template_that_is_broken_from_the_start_is_said(tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text("{")
+    config = configuration(tmp_path / "data")
+    config = msgspec.structs.replace(config, workflows=WorkflowsConfig(dir=str(tmp_path)))
+    with capture_logs() as lines:
+        async with open_ground(config, SystemClock()):
+            pass
+    assert [line["workflow"] for line in lines if line["log_level"] == "warning"] == ["broken"]
+
+
+async def test_limits_hold_for_templates_too(tmp_path: Path) -> None:
+    config = configuration(tmp_path / "data")
+    config = msgspec.structs.replace(config, limits=LimitsConfig(nodes=2))
+    async with open_ground(config, SystemClock()) as ground:
+        assert ground.catalog.list() == ()
+        assert len(ground.catalog.problems()) == 3
+
+
+async def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+    async with Simulator(SimulatorOptions(step_seconds=0.05)) as simulator:
+        config = configuration(tmp_path, simulator.url)
+        config = msgspec.structs.replace(config, server=ServerConfig(port=0, grace=60))
+        with listen(config) as listening:
+            serving = asyncio.ensure_future(serve(config, listening))
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}/api/tasks"
+            body = {"workflow": sampled(1, 2_000)}
+            async with aiohttp.ClientSession() as session, session.post(url, json=body) as answer:
+                assert answer.status == 202
+            await until(lambda: len(simulator.executions) == 1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(0.2)
+            assert not serving.done()
+            os.kill(os.getpid(), signal.SIGTERM)
+            async with asyncio.timeout(20):
+                await serving

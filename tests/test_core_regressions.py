@@ -80,7 +80,7 @@ async def bench_with(
         if error is not None:
             ground = msgspec.structs.replace(opened, store=Faltering(opened.store, verb, error, times))
         service = wire(ground)
-        async with working(service, 200):
+        async with working(service, 200, asyncio.Event()):
             yield Bench(ground, service)
 
 
@@ -422,6 +422,7 @@ async def test_a_task_is_run_again_although_its_old_files_cannot_be_deleted(
             unforgetting(made.state.storage),
             made.service.workers._queue,  # noqa: SLF001 - the queue that the workers take from
             made.state.board,
+            made.state.metrics,
             made.state.clock,
         )
         assert (await control.retry(row.id)).status is Status.QUEUED

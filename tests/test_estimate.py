@@ -2,6 +2,7 @@
 
 from comfyd.estimate import Estimate, Estimator
 from comfyd.progress import Board, Progress
+from comfyd.store.base import AHEAD_MOST
 from comfyd.tasks import RunTimes, Status, Task
 from tests.support.clock import HandClock
 from tests.support.values import attempt, task
@@ -92,4 +93,9 @@ async def test_a_claimed_task_that_does_not_run_yet_takes_its_whole_mean() -> No
 
 async def test_an_ended_task_has_no_estimate() -> None:
     found = await estimator(Past(1, 1), Board(), HandClock()).of(task(status=Status.FAILED, completed_at=1))
+    assert found == Estimate()
+
+
+async def test_far_back_in_the_queue_nothing_is_said() -> None:
+    found = await estimator(Past(1, 1, ahead=AHEAD_MOST), Board(), HandClock()).of(task())
     assert found == Estimate()

@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 from comfyd.catalog import Catalog
 from comfyd.control import Control
 from comfyd.maintenance import BATCH, RETENTION_EVERY_MS, Retention, Templates
+from comfyd.metrics import Metrics
 from comfyd.progress import Board
 from comfyd.queue import TaskQueue
 from comfyd.simulator import Simulator
@@ -55,7 +56,7 @@ async def end_one(store: Store, files: LocalStorage, clock: HandClock, number: i
 
 
 def chores(store: Store, files: LocalStorage, clock: HandClock, keep_ms: int) -> Retention:
-    control = Control(store, files, TaskQueue(store, clock), Board(), clock)
+    control = Control(store, files, TaskQueue(store, clock), Board(), Metrics(), clock)
     return Retention(store, control, clock, keep_ms)
 
 

@@ -186,3 +186,11 @@ async def test_a_place_without_a_slot_may_be_released() -> None:
     place = Place(slots, ready(1))
     place.release()
     assert slots.used == {"a": 0}
+
+
+async def test_each_backend_has_its_own_prefetch() -> None:
+    async with line(FakeHost("a"), FakeHost("b"), prefetch=2) as made:
+        for seq in range(10):
+            made.come(ready(seq))
+        await settle()
+        assert sum(entry.startswith("enter") for entry in made.log) == 6

@@ -1,15 +1,17 @@
 """Leg 1: what is accepted is on disk, what is wrong leaves no trace."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from comfyd.clock import SystemClock
 from comfyd.config import LimitsConfig, QueueConfig
 from comfyd.errors import InvalidInputs, InvalidWorkflow, QueueFull, UnknownWorkflow, WorkflowFormatUi
 from comfyd.simulator import Simulator, SimulatorOptions
-from comfyd.submission import SubmitRequest, Terms
+from comfyd.submission import GraphChecker, SubmitRequest, Terms
 from comfyd.tasks import IdempotencyKey, Policy, Status
 from tests.support.service import Bench, bench, colored, configuration
 from tests.support.values import GRAPH
@@ -81,7 +83,7 @@ async def test_a_full_queue_refuses(made: Bench) -> None:
     for number in range(3):
         await made.submit(colored(number))
     with pytest.raises(QueueFull) as refusal:
-        await made.submit(colored(9))
+        await made.submit("no-such-template")  # before anything is worked out
     assert refusal.value.details["retry_after"] > 0
     assert await queued(made) == 3
 
@@ -114,6 +116,18 @@ async def test_a_refusal_asks_comfyui_anew_but_not_every_time(made: Bench, simul
     # what is known is believed for a while: nobody is asked, so nobody's absence is noticed
     with pytest.raises(InvalidWorkflow):
         await made.submit(wrong)
+
+
+async def test_a_comfyui_that_does_not_answer_keeps_nobody_waiting(made: Bench, simulator: Simulator) -> None:
+    simulator.faults.http_delay_seconds = 60
+    checker = GraphChecker(made.ground.backends, SystemClock(), patience=0.05)
+    async with asyncio.timeout(10):
+        assert await checker.needed_nodes({"1": {"class_type": "WhoKnows", "inputs": {}}}) == 1
+
+
+def test_a_tiny_time_out_is_not_none() -> None:
+    terms = Terms.of(QueueConfig(), LimitsConfig())
+    assert terms.policy_of(SubmitRequest(workflow="w", timeout=0.0001)).timeout_ms == 1
 
 
 def test_terms_fill_in_what_a_request_leaves_open() -> None:

@@ -141,6 +141,47 @@ async def test_socket_images_that_were_lost_in_a_restart_are_made_again(
     assert [entry.outcome for entry in ended.attempts] == ["lost", "succeeded"]
 
 
+async def test_images_that_every_restart_loses_are_not_made_for_ever(
+    simulator: Simulator, tmp_path: Path
+) -> None:
+    settings = configuration(tmp_path / "data", simulator.url)
+    image = OutputFile(
+        node_id="9", index=0, kind="images", type=OutputType.IMAGE, filename="w.png", folder="socket"
+    )
+    async with bench(settings, works=False) as made:
+        task_id = (await left_behind(made, colored(8), step=Step.COLLECTED, collected=(image,))).task.id
+    for _ in range(2):
+        await simulator.stop_listening()  # the re-run does not start: only the adopted attempt is settled
+        async with bench(settings) as made:
+            await made.until(lambda row: row.status is Status.QUEUED, task_id)
+        await simulator.start_listening()
+        async with bench(settings, works=False) as made:
+            now = made.state.clock.now()
+            claim = await made.store.claim(task_id, made.state.clock.new_id(), now)
+            assert claim is not None
+            known = {"backend": "comfyui-0", "client_id": "gone", "intent_at": now, "accepted_at": now}
+            left = {**known, "step": Step.COLLECTED, "collected": (image,)}
+            await made.store.record(msgspec.structs.replace(claim.attempt, **left))
+    async with bench(settings) as made:
+        ended = await made.ended(task_id)
+    assert ended.status is Status.FAILED
+    assert ended.error is not None
+    assert ended.error.code == "output_unavailable"
+
+
+async def test_a_hurry_ends_the_draining(simulator: Simulator, tmp_path: Path) -> None:
+    async with bench(configuration(tmp_path / "data", simulator.url)) as made:
+        await made.submit(sampled(1, 1_000))
+        await until(lambda: len(simulator.executions) == 1)
+        hurry = asyncio.Event()
+        draining = asyncio.ensure_future(made.service.workers.drain(60_000, hurry))
+        await asyncio.sleep(0.05)
+        assert not draining.done()
+        hurry.set()
+        async with asyncio.timeout(5):
+            await draining
+
+
 async def test_an_attempt_on_a_comfyui_that_is_gone_from_the_configuration_is_run_elsewhere(
     simulator: Simulator, tmp_path: Path
 ) -> None:
@@ -181,7 +222,7 @@ class RefusingOnce:
 def working_now(made: Bench) -> Any:
     from comfyd.app import working  # noqa: PLC0415 - only this test works by hand
 
-    return working(made.service, 200)
+    return working(made.service, 200, asyncio.Event())
 
 
 class Rows:

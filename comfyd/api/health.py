@@ -80,7 +80,7 @@ async def metrics(request: Request) -> Response:
 
 async def _store(state: State) -> CheckView:
     try:
-        await state.store.counts()
+        await state.store.ping()
     except StoreError as exc:
         return CheckView(ok=False, reason=exc.message)
     return CheckView(ok=True, reason=None)

@@ -87,7 +87,7 @@ class Prompts:
             if isinstance(sighting, Absent | Ended):
                 return True
             await self._clock.sleep(pause)
-        _log.warning("comfyui keeps a prompt that was taken back", prompt_id=prompt_id)
+        _log.warning("prompt.kept", prompt_id=prompt_id)
         return False
 
     async def look(self, prompt_id: str, ended: bool = False) -> Sighting:

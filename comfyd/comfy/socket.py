@@ -222,14 +222,14 @@ class Socket:
         self._patience = patience
         self.client_id = client_id
         self.connections += 1
-        _log.info("comfyui socket open", backend=self._client.place, connections=self.connections)
+        _log.info("socket.opened", backend=self._client.place, connections=self.connections)
         self._on_connected()
 
     def _disconnect(self, client_id: str) -> None:
         if self.client_id is None:
             return
         self.client_id = None
-        _log.info("comfyui socket closed", backend=self._client.place)
+        _log.info("socket.closed", backend=self._client.place)
         for watch in self._all():
             if watch.client_id == client_id:
                 watch.cut()

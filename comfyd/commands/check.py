@@ -8,12 +8,13 @@ from typing import Final, TextIO
 
 import msgspec
 
-from comfyd.catalog import Catalog
+from comfyd.catalog import Catalog, graph_limits
 from comfyd.clock import Clock, SystemClock
 from comfyd.comfy.backend import Backend
 from comfyd.commands.exits import Exit
 from comfyd.config import ComfyUIConfig, Config, masked
 from comfyd.errors import ComfydError, StoreError
+from comfyd.graphs import GraphLimits
 from comfyd.storage.local import LocalStorage, open_local
 from comfyd.store.sqlite import open_sqlite
 
@@ -43,7 +44,7 @@ async def _check(config: Config, clock: Clock, out: TextIO) -> bool:
     servers = enumerate(config.comfyui)
     findings = list(await asyncio.gather(*(comfyui(server, index, clock) for index, server in servers)))
     findings += await data(config)
-    findings += await asyncio.to_thread(templates, Path(config.workflows.dir))
+    findings += await asyncio.to_thread(templates, Path(config.workflows.dir), graph_limits(config.limits))
     for finding in findings:
         print(finding.line(), file=out)
     return all(finding.good for finding in findings)
@@ -106,9 +107,9 @@ async def _storage(folder: Path, *, ours: bool) -> AsyncIterator[LocalStorage]:
         yield opened
 
 
-def templates(folder: Path) -> list[Finding]:
+def templates(folder: Path, limits: GraphLimits) -> list[Finding]:
     """Whether every workflow template can be read."""
-    catalog = Catalog(folder)
+    catalog = Catalog(folder, limits)
     catalog.refresh()
     problems = [Finding(part="workflows", good=False, text=problem.message) for problem in catalog.problems()]
     names = ", ".join(template.name for template in catalog.list())

@@ -1,6 +1,6 @@
 """The seam between comfyd and its database: one protocol of whole transitions; never a row or a query."""
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from comfyd.tasks import (
     Added,
@@ -17,6 +17,9 @@ from comfyd.tasks import (
     TaskFilter,
     TaskPage,
 )
+
+AHEAD_MOST: Final = 10_000
+"""Where counting the tasks ahead of another one ends: further back the number tells nobody anything."""
 
 
 class Store(Protocol):
@@ -35,6 +38,9 @@ class Store(Protocol):
         With a key that is known the first task is returned again, `replayed`; with one that is known for
         another body `IdempotencyKeyReuse` is raised and nothing is stored.
         """
+
+    async def ping(self) -> None:
+        """Ask the database itself. Raises `StoreUnavailable` if it does not answer or is broken."""
 
     async def replay(self, key: IdempotencyKey) -> Task | None:
         """The task that was made under this key; None if there is none. Raises `IdempotencyKeyReuse`."""
@@ -91,7 +97,7 @@ class Store(Protocol):
         """How many tasks have each status; every status is a key."""
 
     async def ahead(self, task: Task, now: int) -> int:
-        """How many queued and due tasks will be claimed before this queued one."""
+        """How many queued and due tasks will be claimed before this queued one; `AHEAD_MOST` at most."""
 
     async def ended_before(self, moment: int, limit: int) -> tuple[str, ...]:
         """Ids of ended tasks with `completed_at < moment`, oldest first."""

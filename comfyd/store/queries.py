@@ -8,6 +8,7 @@ import binascii
 from typing import Any, Final
 
 from comfyd.errors import MalformedRequest
+from comfyd.store.base import AHEAD_MOST
 from comfyd.store.rows import Database, claim_of, kept_under, number_of, object_of, task_of, tasks_of
 from comfyd.tasks import (
     Claim,
@@ -138,12 +139,15 @@ def ahead(db: Database, priority: int, seq: int, now: int) -> int:
     """See `Store.ahead`. Two ranges of one index: the more urgent, and the earlier among the equals."""
     (count,) = db.execute(
         """
-        SELECT (SELECT count(*) FROM tasks INDEXED BY tasks_queue
-                WHERE status = 'queued' AND priority > ? AND available_at <= ?)
-             + (SELECT count(*) FROM tasks INDEXED BY tasks_queue
-                WHERE status = 'queued' AND priority = ? AND seq < ? AND available_at <= ?)
+        SELECT count(*) FROM (
+            SELECT 1 FROM (SELECT 1 FROM tasks INDEXED BY tasks_queue
+                           WHERE status = 'queued' AND priority > ? AND available_at <= ? LIMIT ?)
+            UNION ALL
+            SELECT 1 FROM (SELECT 1 FROM tasks INDEXED BY tasks_queue
+                           WHERE status = 'queued' AND priority = ? AND seq < ? AND available_at <= ? LIMIT ?)
+            LIMIT ?)
         """,
-        (priority, now, priority, seq, now),
+        (priority, now, AHEAD_MOST, priority, seq, now, AHEAD_MOST, AHEAD_MOST),
     ).fetchone()
     return int(count)
 

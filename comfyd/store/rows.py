@@ -216,7 +216,11 @@ def _attempts_of(db: Database, wanted: str, task_ids: dict[int, str]) -> dict[in
 def insert_artefacts(db: Database, number: int, artefacts: Sequence[Artefact]) -> None:
     """Keep a task's artefacts in their order."""
     db.executemany(
-        "INSERT INTO artefacts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        """
+        INSERT INTO artefacts (task, position, node_id, "index", name, type, content_type, size_bytes, sha256,
+                               key, storage, width, height, duration, text)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        """,
         [
             (
                 number,
@@ -259,5 +263,5 @@ def kept_under(db: Database, key: IdempotencyKey) -> Task | None:
     if row is None:
         return None
     if row[1] != key.body_sha256:
-        raise IdempotencyKeyReuse("this idempotency key was used before with another body")
+        raise IdempotencyKeyReuse("this idempotency key was used before for another request")
     return task_of(db, row[0])

@@ -135,6 +135,12 @@ class SqliteStore:
         payload = transitions.Payload.of(new)
         return await self._commits.submit(lambda db: transitions.add(db, new, payload, key, now))
 
+    async def ping(self) -> None:
+        """See `Store.ping`."""
+        if self.broken is not None:
+            raise StoreUnavailable(self.broken)
+        await self._read(lambda db: db.execute("SELECT 1").fetchone())
+
     async def replay(self, key: IdempotencyKey) -> Task | None:
         """See `Store.replay`."""
         return await self._read(lambda db: queries.replay(db, key))

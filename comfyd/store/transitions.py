@@ -52,17 +52,17 @@ def add(db: Database, new: NewTask, payload: Payload, key: IdempotencyKey | None
     number = _next_seq(db)
     _insert_task(db, number, new, now)
     db.execute(
-        "INSERT INTO payloads VALUES (?, ?, ?, ?)",
+        "INSERT INTO payloads (task, inputs, extra_data, graph) VALUES (?, ?, ?, ?)",
         (number, payload.inputs, payload.extra_data, payload.graph),
     )
     if new.metadata:
         db.executemany(
-            "INSERT INTO metadata VALUES (?, ?, ?)",
+            "INSERT INTO metadata (task, key, value) VALUES (?, ?, ?)",
             [(number, name, value) for name, value in new.metadata.items()],
         )
     if key is not None:
         db.execute(
-            "INSERT INTO idempotency VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO idempotency (owner, key, body_sha256, task, created_at) VALUES (?, ?, ?, ?, ?)",
             (key.key_id or "", key.key, key.body_sha256, number, now),
         )
     task = Task(

@@ -19,6 +19,10 @@ from tests.support.values import GRAPH
 class DeadStore:
     """A database that does not answer."""
 
+    async def ping(self) -> None:
+        """Nothing."""
+        raise StoreUnavailable("the database does not answer")
+
     async def counts(self) -> dict[Status, int]:
         """Nothing."""
         raise StoreUnavailable("the database does not answer")

@@ -455,3 +455,11 @@ async def test_a_graph_under_comfyuis_own_name_is_pointed_to_ours(edge: Edge) ->
     status, answer = await edge.call("POST", "/api/tasks", json={"workflow": "x", "prompt": {}})
     assert status == 400
     assert "`workflow`" in answer["error"]["message"]
+
+
+async def test_canceling_a_waiting_task_is_counted_once(edge: Edge) -> None:
+    task = await submitted(edge)
+    for _ in range(2):
+        await edge.call("POST", f"/api/tasks/{task['task_id']}/cancel")
+    registry = edge.state.metrics.registry
+    assert registry.get_sample_value("comfyd_tasks_finished_total", {"status": "canceled"}) == 1

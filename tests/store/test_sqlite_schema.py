@@ -171,6 +171,8 @@ async def test_no_verb_that_runs_often_walks_a_table_or_sorts(
     # Sorting the few tasks of one page into the order that was asked for is not a walk.
     pages = sum("SCAN wanted VIRTUAL TABLE" in line for line in lines)
     sorts = sum(line.startswith("USE TEMP B-TREE") for line in lines)
-    walks = {line for line in lines if line.startswith("SCAN") and "VIRTUAL TABLE" not in line}
+    # A subquery that is walked was searched with a bound.
+    walked = [line for line in lines if line.startswith("SCAN") and "(subquery" not in line]
+    walks = {line for line in walked if "VIRTUAL TABLE" not in line}
     assert sorts <= pages
     assert walks <= {"SCAN CONSTANT ROW"}

@@ -101,7 +101,7 @@ async def bench(config: Config, *, works: bool = True, grace_ms: int = 200) -> A
         if not works:
             yield made
             return
-        async with working(service, grace_ms):
+        async with working(service, grace_ms, asyncio.Event()):
             yield made
 
 
