@@ -9,13 +9,13 @@ from pathlib import Path
 import aiohttp
 import msgspec
 import pytest
-from structlog.testing import capture_logs
 
 from comfyd.app import Changes, listen, open_ground, serve
 from comfyd.clock import SystemClock
 from comfyd.config import DataConfig, LimitsConfig, ServerConfig, WorkflowsConfig
 from comfyd.errors import ConfigError, StoreUnavailable
 from comfyd.simulator import Simulator, SimulatorOptions
+from tests.support.logs import captured_logs
 from tests.support.service import configuration, sampled, until
 
 
@@ -83,7 +83,7 @@ async def test_a_template_that_is_broken_from_the_start_is_said(tmp_path: Path) 
     (tmp_path / "broken.json").write_text("{")
     config = configuration(tmp_path / "data")
     config = msgspec.structs.replace(config, workflows=WorkflowsConfig(dir=str(tmp_path)))
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         async with open_ground(config, SystemClock()):
             pass
     assert [line["workflow"] for line in lines if line["log_level"] == "warning"] == ["broken"]

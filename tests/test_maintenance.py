@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 
 from comfyd.catalog import Catalog
 from comfyd.control import Control
@@ -19,6 +18,7 @@ from comfyd.store.base import Store
 from comfyd.store.sqlite import open_sqlite
 from comfyd.tasks import Settlement, Status
 from tests.support.clock import HandClock
+from tests.support.logs import captured_logs
 from tests.support.service import bench, configuration, until
 from tests.support.values import artefact, new_task
 
@@ -129,6 +129,6 @@ async def test_a_comfyui_that_comes_back_is_noticed_soon(tmp_path: Path) -> None
 
 async def test_a_template_that_breaks_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text("{")
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         await Templates(Catalog(tmp_path)).step()
     assert [(line["log_level"], line["kind"]) for line in lines] == [("warning", "broken")]

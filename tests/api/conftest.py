@@ -14,13 +14,13 @@ import aiohttp
 import msgspec
 import pytest
 import uvicorn
-from structlog.testing import capture_logs
 
 from comfyd.api.routes import create_api
 from comfyd.api.state import State
 from comfyd.config import Config
 from comfyd.progress import Progress
 from comfyd.tasks import Artefact, Claim, Settlement, Status, Task, TaskError
+from tests.support.logs import captured_logs
 from tests.support.service import Bench, bench, configuration
 
 PATIENCE = 20.0
@@ -126,7 +126,7 @@ def config(tmp_path: Path) -> Config:
 @pytest.fixture
 async def edge(config: Config) -> AsyncIterator[Edge]:
     """The API with nobody who works the queue; whatever it logs as an error fails the test."""
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         async with serving(config) as served:
             yield served
     assert [line for line in lines if line["log_level"] == "error"] == []

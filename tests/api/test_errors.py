@@ -10,7 +10,6 @@ import msgspec
 import pytest
 import structlog
 from starlette.types import Message
-from structlog.testing import capture_logs
 
 from comfyd import errors
 from comfyd.api.errors import answer, status_of
@@ -21,6 +20,7 @@ from comfyd.errors import ComfydError, InsufficientStorage
 from comfyd.tasks import Status, Task
 from tests.api.conftest import Edge, serving
 from tests.support.clock import HandClock
+from tests.support.logs import captured_logs
 from tests.support.values import task
 
 UNKNOWN = "5e1f6c1e-0000-4000-8000-00000000dead"
@@ -77,7 +77,7 @@ def test_error_of_our_own_making_keeps_its_details_to_itself() -> None:
 
 async def test_unexpected_error_is_500_without_details_and_logged_with_its_traceback(config: Config) -> None:
     async with serving(config, state=broken) as edge:
-        with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        with captured_logs(structlog.contextvars.merge_contextvars) as lines:
             async with edge.http.get(f"{edge.base}/api/tasks/{UNKNOWN}") as response:
                 body = await response.json()
                 request_id = response.headers["X-Request-Id"]
@@ -96,7 +96,7 @@ async def test_unexpected_error_refuses_a_websocket_with_500(config: Config) -> 
         "Sec-WebSocket-Version": "13",
         "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
     }
-    with capture_logs():
+    with captured_logs():
         async with serving(config, state=broken) as edge:
             async with edge.http.get(f"{edge.base}/api/tasks/{UNKNOWN}/ws", headers=upgrade) as response:
                 assert response.status == 500
@@ -122,7 +122,7 @@ async def test_unexpected_error_closes_an_open_websocket_with_1011(config: Confi
         store: Any = BreaksLater()
         return dataclasses.replace(state, store=store)
 
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         async with (
             serving(config, state=breaks_later) as edge,
             edge.http.ws_connect(f"{edge.base}/api/tasks/{UNKNOWN}/ws") as socket,
@@ -171,7 +171,7 @@ async def test_request_id_of_the_client_is_kept_if_it_is_sane(edge: Edge) -> Non
 async def test_access_log_is_a_line_with_the_request_id(config: Config) -> None:
     logged = msgspec.structs.replace(config, log=LogConfig(access=True))
     async with serving(logged) as edge:
-        with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        with captured_logs(structlog.contextvars.merge_contextvars) as lines:
             await edge.call("GET", "/api/tasks/nothing?wait=1", headers={"X-Request-Id": "r"})
     (line,) = [line for line in lines if line["event"] == "request"]
     assert (line["method"], line["path"], line["status"]) == ("GET", "/api/tasks/nothing", 404)
@@ -199,7 +199,7 @@ async def test_client_that_leaves_in_the_middle_of_its_body_is_no_error(
     edge: Edge, caplog: pytest.LogCaptureFixture
 ) -> None:
     host, port = edge.base.removeprefix("http://").split(":")
-    with capture_logs() as lines, caplog.at_level(logging.ERROR):
+    with captured_logs() as lines, caplog.at_level(logging.ERROR):
         _, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"POST /api/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         await writer.drain()
