@@ -10,11 +10,12 @@ FROM python:3.13-slim AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/comfyd
 WORKDIR /src
-# Every package, of the service and of its build, by hash; this layer is rebuilt only when a lock changes.
-COPY requirements.lock requirements-build.lock ./
+# Every package, of the service with the drivers of all storages and of its build, by hash; this layer is rebuilt
+# only when a lock changes.
+COPY requirements-all.lock requirements-build.lock ./
 RUN python -m venv /opt/build \
  && /opt/build/bin/pip install --require-hashes -r requirements-build.lock \
- && /opt/comfyd/bin/pip install --require-hashes -r requirements.lock
+ && /opt/comfyd/bin/pip install --require-hashes -r requirements-all.lock
 COPY pyproject.toml README.md LICENSE comfyd.toml ./
 COPY workflows ./workflows
 COPY comfyd ./comfyd

@@ -14,6 +14,7 @@ RUN_SETUP := $(VENV)/.installed-run
 DEV_SETUP := $(VENV)/.installed-dev
 JOBS ?= 2
 TESTED_PYTHONS := 3.11 3.12 3.13
+LOCK := uv pip compile -q --universal --generate-hashes --no-header --no-annotate
 
 .PHONY: help
 help: ## show this list
@@ -74,10 +75,11 @@ test-pythons: ## run the fast suite on each supported Python that is installed
 	done
 
 .PHONY: lock
-lock: ## compile the hashed lock files anew (needs uv)
-	@uv pip compile -q --universal --generate-hashes --no-header --no-annotate pyproject.toml -o requirements.lock
-	@uv pip compile -q --universal --generate-hashes --no-header --no-annotate --group build -o requirements-build.lock
-	@uv pip compile -q --universal --generate-hashes --no-header --no-annotate -c requirements.lock --group dev -o requirements-dev.lock
+lock: ## compile the hashed lock files anew (needs uv); all of them agree on every version
+	@$(LOCK) pyproject.toml --all-extras -o requirements-all.lock
+	@$(LOCK) -c requirements-all.lock pyproject.toml -o requirements.lock
+	@$(LOCK) --group build -o requirements-build.lock
+	@$(LOCK) -c requirements-all.lock pyproject.toml --all-extras --group dev -o requirements-dev.lock
 
 .PHONY: clean
 clean: ## remove the private environments and caches
