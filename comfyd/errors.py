@@ -15,6 +15,19 @@ ComfydError                      code, message, details, retryable
 │   ├── InvalidWorkflow          a graph that ComfyUI could not run; `details["node_errors"]`
 │   │   └── WorkflowFormatUi     the editor's own format instead of the API format
 │   ├── InvalidInputs            `details["inputs"]` names each wrong one
+│   ├── InputError               a file that a request names or brings cannot be used
+│   │   ├── BlockedAddress       its url leads to an address that is not public
+│   │   ├── InvalidUrl           its url is none that is fetched
+│   │   ├── HostNotFound         its url's host has no address
+│   │   ├── TooManyRedirects
+│   │   ├── InputTooLarge        in bytes or in pixels
+│   │   ├── InputTooSlow         it came too slowly, or took too long
+│   │   ├── UnsupportedContent   it is not of the kind that the input takes
+│   │   ├── InvalidDataUri       not a data URI in base64
+│   │   ├── InputNotFound        no upload has this reference
+│   │   └── FetchFailed          its server refused it or broke off
+│   ├── StorageNotConfigured     `output.storage` names one that cannot be used
+│   ├── InvalidSignature         a signed url was changed, or has expired
 │   ├── IdempotencyKeyReuse      the same key with another body
 │   └── QueueFull                more queued tasks than `limits.queued_tasks`
 ├── TemplateError                a workflow template that cannot be read; names file and line
@@ -23,6 +36,9 @@ ComfydError                      code, message, details, retryable
 │   ├── InsufficientStorage      the disk is full
 │   └── StaleClaim               the attempt is no longer the live one of its task
 ├── StorageError                 an artefact could not be written, read or deleted
+│   ├── DiskFull                 this machine's own disk has no room
+│   └── NotAccepted              this storage will never take this file
+├── MediaError                   an output could not be converted or stripped as was asked
 └── BackendError                 ComfyUI
     ├── BackendUnreachable       refused before a byte was sent: nothing happened there
     ├── BackendUnclear           no answer, or one that proves nothing: it may have happened
@@ -39,7 +55,7 @@ class ComfydError(Exception):
     """The root. `message` is for people, `code` for programs, `details` is JSON; none holds a secret."""
 
     code: ClassVar[str] = "internal_error"
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
     def __init__(self, message: str, *, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -64,7 +80,7 @@ class MalformedRequest(RequestError):
 
 
 class BodyTooLarge(RequestError):
-    """The body is longer than `limits.body_bytes`."""
+    """The body is longer than `limits.body_bytes`, or for uploads `limits.upload_bytes`."""
 
     code = "body_too_large"
 
@@ -129,6 +145,90 @@ class InvalidInputs(RequestError):
     code = "invalid_inputs"
 
 
+class InputError(RequestError):
+    """A file that a request names or brings cannot be used; `details["input"]` names the input if known."""
+
+    code = "invalid_input_file"
+
+
+class BlockedAddress(InputError):
+    """The url leads to an address that is not public, and that `outbound.allow` does not name."""
+
+    code = "blocked_address"
+
+
+class InvalidUrl(InputError):
+    """The url is none that is fetched: another scheme, no host, a user or password in it."""
+
+    code = "invalid_url"
+
+
+class HostNotFound(InputError):
+    """The url's host has no address."""
+
+    code = "host_not_found"
+
+
+class TooManyRedirects(InputError):
+    """The url leads on and on."""
+
+    code = "too_many_redirects"
+
+
+class InputTooLarge(InputError):
+    """The file has more bytes than `inputs.max_bytes`, or the picture more pixels than `inputs.pixels`."""
+
+    code = "input_too_large"
+
+
+class InputTooSlow(InputError):
+    """The file came slower than `inputs.min_rate`, or took longer than `inputs.timeout`."""
+
+    code = "input_too_slow"
+
+
+class UnsupportedContent(InputError):
+    """The file's content is not of the kind that the input takes, whatever its name and type say."""
+
+    code = "unsupported_content"
+
+
+class InvalidDataUri(InputError):
+    """Not a data URI in base64."""
+
+    code = "invalid_data_uri"
+
+
+class InputNotFound(InputError):
+    """No upload has this reference (any more)."""
+
+    code = "input_not_found"
+
+
+class FetchFailed(InputError):
+    """The url's server refused it, or broke off; `retryable` where another try may help."""
+
+    code = "fetch_failed"
+
+    def __init__(
+        self, message: str, *, details: Mapping[str, Any] | None = None, retryable: bool = True
+    ) -> None:
+        super().__init__(message, details=details)
+        self.retryable = retryable
+
+
+class StorageNotConfigured(RequestError):
+    """`output.storage` names a storage that is not configured."""
+
+    code = "storage_not_configured"
+
+
+class InvalidSignature(RequestError):
+    """The signature of a file's url is wrong or has expired."""
+
+    code = "invalid_signature"
+
+
 class IdempotencyKeyReuse(RequestError):
     """The idempotency key was used before with another body."""
 
@@ -177,6 +277,25 @@ class StorageError(ComfydError):
 
     code = "storage_error"
     retryable = True
+
+
+class DiskFull(StorageError):
+    """This machine's own disk has no room for a file."""
+
+    code = "insufficient_storage"
+
+
+class NotAccepted(StorageError):
+    """This storage will never take this file: its kind or its size."""
+
+    code = "storage_not_accepted"
+    retryable = False
+
+
+class MediaError(ComfydError):
+    """An output could not be converted, or stripped of its metadata, as was asked."""
+
+    code = "media_error"
 
 
 class BackendError(ComfydError):

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from dotenv import dotenv_values
 
-from comfyd.config import ComfyUIConfig, Config
+from comfyd.config import ComfyUIConfig, Config, StorageConfig
 from comfyd.errors import ConfigError
 from comfyd.keys import Parts, Unfit, convert, defaults, is_loopback, nearest, shown, slot
 
@@ -26,23 +26,21 @@ SEED_NAMES: Final[Mapping[str, str]] = {
     "COMFYUI_URL": "comfyui.0.url",
     "COMFYUI_CLIENT_ID": "comfyui.0.client_id",
     "STORAGE_PROVIDER": "storage.provider",
+    "GCS_BUCKET_NAME": "storage.gcs.bucket",
+    "GCS_BUCKET_REGION": "storage.gcs.region",
+    "GOOGLE_APPLICATION_CREDENTIALS": "storage.gcs.credentials",
+    "R2_BUCKET_NAME": "storage.r2.bucket",
+    "R2_ACCOUNT_ID": "storage.r2.account_id",
+    "R2_ACCESS_KEY": "storage.r2.access_key",
+    "R2_SECRET_KEY": "storage.r2.secret_key",
+    "R2_PUBLIC_DOMAIN": "storage.r2.public_domain",
+    "CF_IMAGES_ACCOUNT_ID": "storage.cf_images.account_id",
+    "CF_IMAGES_API_TOKEN": "storage.cf_images.api_token",
+    "CF_IMAGES_DELIVERY_DOMAIN": "storage.cf_images.delivery_domain",
 }
 """The environment names of the project that comfyd replaces, and the keys that they set."""
 
-UNUSED_NAMES: Final = (
-    "GCS_BUCKET_NAME",
-    "GCS_BUCKET_REGION",
-    "GOOGLE_APPLICATION_CREDENTIALS",
-    "R2_BUCKET_NAME",
-    "R2_ACCOUNT_ID",
-    "R2_ACCESS_KEY",
-    "R2_SECRET_KEY",
-    "R2_PUBLIC_DOMAIN",
-    "CF_IMAGES_ACCOUNT_ID",
-    "CF_IMAGES_API_TOKEN",
-    "CF_IMAGES_DELIVERY_DOMAIN",
-)
-"""Names of the same project that may be set and are not read: storage `local` needs none of them."""
+_OLDER_NAMES: Final = {key: name for name, key in SEED_NAMES.items()}
 
 _APP_ENV_FORMATS: Final = {"production": "json", "development": "console"}
 """Any other value, such as `staging`, says nothing about logs: the name is too common to refuse one."""
@@ -92,6 +90,12 @@ def load(
     return config
 
 
+def named(key: str) -> str:
+    """A key as people look for it: with the older name that sets it too, where there is one."""
+    older = _OLDER_NAMES.get(key)
+    return f"{key} ({older})" if older else key
+
+
 def require_private_bind(config: Config, *, insecure: bool) -> None:
     """Refuse to listen where strangers can reach a comfyd that knows no API keys, unless they said so."""
     host = config.server.host
@@ -115,7 +119,7 @@ def _from_file(path: Path | None, problems: list[Problem]) -> Given:
             table = tomllib.load(file)
     except OSError as error:
         problems.append(Problem(key="", message=f"{path} cannot be read: {error.strerror} (--config)"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # broken TOML, UTF-8 or number; nested too deep
         problems.append(Problem(key="", message=f"{path} is not valid TOML: {error}"))
     else:
         for parts, value in _flatten(table, ()):
@@ -226,7 +230,8 @@ def _indexed(parts: Parts) -> Parts:
 
 def _misfit(parts: Parts, setting: Setting, expected: str) -> Problem:
     key = ".".join(parts)
-    return Problem(key=key, message=f"{key} = {shown(setting.value)} ({setting.origin}): {expected}")
+    value = shown(setting.value, parts)
+    return Problem(key=key, message=f"{key} = {value} ({setting.origin}): {expected}")
 
 
 def _tree(merged: Merged, problems: list[Problem]) -> dict[str, Any]:
@@ -268,10 +273,19 @@ def _server_list(servers: dict[int, dict[str, Any]], problems: list[Problem]) ->
 
 def _contradictions(config: Config) -> Iterator[Problem]:
     """Values that are each fine and do not go together."""
+    yield from _queue_contradictions(config)
+    yield from _server_contradictions(config)
+    yield from _storage_contradictions(config.storage)
+
+
+def _queue_contradictions(config: Config) -> Iterator[Problem]:
     delay, most = config.queue.retry_delay, config.queue.retry_delay_max
     if most < delay:
         key = "queue.retry_delay_max"
         yield Problem(key=key, message=f"{key} = {most:g}: expected at least queue.retry_delay = {delay:g}")
+
+
+def _server_contradictions(config: Config) -> Iterator[Problem]:
     for field in ("name", "url"):
         first: dict[str, int] = {}
         for index, server in enumerate(config.comfyui):
@@ -281,3 +295,21 @@ def _contradictions(config: Config) -> Iterator[Problem]:
                 message = f"{key} = {shown(value)}: comfyui.{first[value]} has it already, each needs its own"
                 yield Problem(key=key, message=message)
             first.setdefault(value, index)
+
+
+def _storage_contradictions(storage: StorageConfig) -> Iterator[Problem]:
+    wanted = {storage.provider: "storage.provider"}
+    wanted.setdefault(storage.fallback, "storage.fallback")
+    for name, by in wanted.items():
+        for field in storage.missing(name):
+            key = f"storage.{name}.{field}"
+            yield Problem(key=key, message=f"{named(key)} is not set, and {by} = '{name}' needs it")
+    if storage.fallback == "cf_images":
+        key = "storage.fallback"
+        message = f"{key} = 'cf_images': expected another one, for what Cloudflare Images does not take"
+        yield Problem(key=key, message=message)
+    # With half a pair the driver would take the machine's own credentials, which are not what is meant.
+    for field, other in (("access_key", "secret_key"), ("secret_key", "access_key")):
+        if getattr(storage.s3, field) is None and getattr(storage.s3, other) is not None:
+            key = f"storage.s3.{field}"
+            yield Problem(key=key, message=f"{key} is not set, and storage.s3.{other} needs it")

@@ -3,10 +3,12 @@
 import json
 import re
 import shlex
+import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 
 from comfyd.cli import parser
+from comfyd.config import Config
 from comfyd.settings import SEED_NAMES, load
 
 TOP = Path(__file__).resolve().parents[1]
@@ -111,6 +113,16 @@ def test_every_package_is_installed_by_its_hash() -> None:
     assert all("--require-hashes" in install or "--no-deps" in install for install in installs)
 
 
+def test_the_drivers_of_all_storages_are_installed() -> None:
+    locks = re.findall(r"-r (\S+)", " ".join(rest for _, rest in instructions()))
+    assert sorted(locks) == ["requirements-all.lock", "requirements-build.lock"]
+    locked = set(re.findall(r"^([\w.-]+)==", (TOP / "requirements-all.lock").read_text(), flags=re.MULTILINE))
+    extras = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    needed = {re.split(r"[<>=;\[ ]", wanted)[0] for wants in extras.values() for wanted in wants}
+    assert needed
+    assert needed <= locked
+
+
 def test_the_stages_run_the_same_python() -> None:
     bases = [rest.split()[0] for name, rest in instructions() if name == "FROM"]
     assert len(bases) == 2
@@ -124,6 +136,15 @@ def test_the_environment_of_the_composed_comfyd_is_understood() -> None:
     config = load(None, values, {}, None)
     assert config.comfyui[0].url == "http://comfyui:8188"
     assert (config.log.format, config.log.level, config.server.public_url) == ("json", "info", None)
+    assert config.storage == Config().storage
+
+
+def test_every_setting_of_a_storage_reaches_the_composed_comfyd() -> None:
+    given = compose_environment()
+    assert {name for name, key in SEED_NAMES.items() if key.startswith("storage.")} <= set(given)
+    values = {name: "xx" for name in given if name.startswith(("R2_", "GCS_", "CF_", "COMFYD__STORAGE__"))}
+    values |= {name: "https://xx" for name in values if name.endswith("ENDPOINT")}
+    assert load(None, values, {}, None).storage.usable == ("local", "s3", "r2", "gcs", "cf_images")
 
 
 def test_only_comfyd_is_published_and_only_on_this_machine() -> None:

@@ -11,10 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyd.config import Config, ServerConfig
+from comfyd.config import (
+    CfImagesStorageConfig,
+    Config,
+    GcsStorageConfig,
+    R2StorageConfig,
+    ServerConfig,
+    StorageConfig,
+)
 from comfyd.errors import ConfigError
 from comfyd.keys import defaults
-from comfyd.settings import SEED_NAMES, UNUSED_NAMES, load, require_private_bind
+from comfyd.settings import SEED_NAMES, load, named, require_private_bind
 
 
 def from_environment(environ: Mapping[str, str]) -> Config:
@@ -79,18 +86,19 @@ def test_the_environment_of_the_process_is_neither_read_nor_changed(tmp_path: Pa
 
 
 def test_every_key_can_be_set_by_its_variable() -> None:
-    spelled = {
-        "server.public_url": "http://x",
-        "storage.local.dir": "f",
-        "log.file": "f",
-        "client.url": "http://x",
-    }
+    # A text that every key without a default takes, the urls among them.
+    spelled = {key: "http://x" if key.endswith("url") else "xx" for key in defaults()}
+    spelled |= {key: "https://xx" for key in defaults() if key.endswith(("endpoint", "_domain"))}
     environ = {
-        "COMFYD__" + key.upper().replace(".", "__"): spelled.get(key, str(default))
+        "COMFYD__" + key.upper().replace(".", "__"): spelled[key] if default in (None, []) else str(default)
         for key, default in defaults().items()
     }
     config = from_environment(environ)
-    assert (config.storage.local.dir, config.log.file) == ("f", "f")
+    assert (config.storage.local.dir, config.log.file) == ("xx", "xx")
+    assert config.storage.usable == ("local", "s3", "r2", "gcs", "cf_images")
+    assert config.storage.r2.public_domain == config.storage.r2.endpoint == "https://xx"
+    assert config.outbound.allow == ("xx",)
+    assert (config.inputs, config.limits) == (Config().inputs, Config().limits)
     assert config.queue == Config().queue
     assert config.comfyui == Config().comfyui
 
@@ -151,10 +159,20 @@ def test_every_name_of_the_seed_is_accepted() -> None:
         "TASK_API_URL": "http://localhost:8000/api",
         "COMFYUI_URL": "http://localhost:8188",
         "COMFYUI_CLIENT_ID": "fastapi-client",
-        "STORAGE_PROVIDER": "local",
-        **dict.fromkeys(UNUSED_NAMES, "x"),
+        "STORAGE_PROVIDER": "CF_Images",
+        "GCS_BUCKET_NAME": "in-google",
+        "GCS_BUCKET_REGION": "europe-west1",
+        "GOOGLE_APPLICATION_CREDENTIALS": "/etc/key.json",
+        "R2_BUCKET_NAME": "in-r2",
+        "R2_ACCOUNT_ID": "0123456789abcdef",
+        "R2_ACCESS_KEY": "r2-access",
+        "R2_SECRET_KEY": "r2-secret",
+        "R2_PUBLIC_DOMAIN": "images.example.com",
+        "CF_IMAGES_ACCOUNT_ID": "fedcba9876543210",
+        "CF_IMAGES_API_TOKEN": "cf-token",
+        "CF_IMAGES_DELIVERY_DOMAIN": "https://cdn.example.com",
     }
-    assert set(SEED_NAMES) < set(given)
+    assert set(SEED_NAMES) == set(given)
     config = from_environment(given)
     assert (config.log.format, config.log.level, config.client.url) == (
         "json",
@@ -163,7 +181,27 @@ def test_every_name_of_the_seed_is_accepted() -> None:
     )
     server = config.comfyui[0]
     assert (server.url, server.client_id) == ("http://localhost:8188", "fastapi-client")
-    assert config.storage.provider == "local"
+    assert config.storage == StorageConfig(
+        provider="cf_images",
+        gcs=GcsStorageConfig(bucket="in-google", region="europe-west1", credentials="/etc/key.json"),
+        r2=R2StorageConfig(
+            bucket="in-r2",
+            account_id="0123456789abcdef",
+            access_key="r2-access",
+            secret_key="r2-secret",  # noqa: S106 - an example
+            public_domain="https://images.example.com",
+        ),
+        cf_images=CfImagesStorageConfig(
+            account_id="fedcba9876543210",
+            api_token="cf-token",  # noqa: S106 - an example
+            delivery_domain="https://cdn.example.com",
+        ),
+    )
+
+
+def test_a_key_is_named_with_its_older_name() -> None:
+    assert named("storage.r2.bucket") == "storage.r2.bucket (R2_BUCKET_NAME)"
+    assert named("storage.s3.bucket") == "storage.s3.bucket"
 
 
 @pytest.mark.parametrize(
@@ -179,19 +217,39 @@ def test_the_task_api_url_loses_its_api(url: str) -> None:
     assert from_environment({"TASK_API_URL": url}).client.url == "http://h:1"
 
 
-@pytest.mark.parametrize("provider", ["s3", "r2", "gcs", "cf_images"])
-def test_other_storage_is_refused_in_a_plain_sentence(provider: str) -> None:
-    (message,) = refused({"STORAGE_PROVIDER": provider}).values()
+@pytest.mark.parametrize(
+    ("provider", "rest"),
+    [
+        ("local", {}),
+        ("S3", {"COMFYD__STORAGE__S3__BUCKET": "xx"}),
+        ("gcs", {"GCS_BUCKET_NAME": "xx"}),
+        ("Cf_Images", {"CF_IMAGES_ACCOUNT_ID": "x", "CF_IMAGES_API_TOKEN": "x"}),
+        (
+            "R2",
+            {"R2_BUCKET_NAME": "xx", "R2_ACCOUNT_ID": "x", "R2_ACCESS_KEY": "x", "R2_SECRET_KEY": "x"},
+        ),
+    ],
+)
+def test_each_storage_can_be_chosen(provider: str, rest: dict[str, str]) -> None:
+    config = from_environment({"STORAGE_PROVIDER": provider, **rest})
+    assert config.storage.provider == provider.lower()
+    assert config.storage.missing(config.storage.provider) == ()
+
+
+def test_another_storage_is_refused_in_a_plain_sentence() -> None:
+    (message,) = refused({"STORAGE_PROVIDER": "ftp"}).values()
     assert message == (
-        f"storage.provider = '{provider}' (STORAGE_PROVIDER, environment): "
-        "expected local: this version stores on its own disk only"
+        "storage.provider = 'ftp' (STORAGE_PROVIDER, environment): "
+        "expected one of local, s3, r2, gcs, cf_images"
     )
 
 
 def test_the_seeds_names_work_in_a_dotenv_file(tmp_path: Path) -> None:
     dotenv = tmp_path / ".env"
     dotenv.write_text('# mine\nexport COMFYUI_URL="http://gpu:8188"\nR2_SECRET_KEY=a$b\nLONELY\n')
-    assert load(None, {}, {}, dotenv).comfyui[0].url == "http://gpu:8188"
+    config = load(None, {}, {}, dotenv)
+    assert config.comfyui[0].url == "http://gpu:8188"
+    assert config.storage.r2.secret_key == "a$b"  # noqa: S105 - an example
 
 
 # --- what is refused
@@ -242,6 +300,161 @@ def test_a_wrong_shape_is_named(tmp_path: Path, text: str, key: str, words: str)
     assert words in refused_text(tmp_path, text)[key]
 
 
+# --- storages
+
+
+@pytest.mark.parametrize(
+    ("environ", "messages"),
+    [
+        (
+            {"STORAGE_PROVIDER": "r2", "R2_ACCOUNT_ID": "x", "R2_ACCESS_KEY": "x"},
+            [
+                "storage.r2.bucket (R2_BUCKET_NAME) is not set, and storage.provider = 'r2' needs it",
+                "storage.r2.secret_key (R2_SECRET_KEY) is not set, and storage.provider = 'r2' needs it",
+            ],
+        ),
+        (
+            {"COMFYD__STORAGE__FALLBACK": "gcs"},
+            ["storage.gcs.bucket (GCS_BUCKET_NAME) is not set, and storage.fallback = 'gcs' needs it"],
+        ),
+        (
+            {"COMFYD__STORAGE__PROVIDER": "s3", "COMFYD__STORAGE__FALLBACK": "s3"},
+            ["storage.s3.bucket is not set, and storage.provider = 's3' needs it"],
+        ),
+        (
+            {
+                "STORAGE_PROVIDER": "cf_images",
+                "CF_IMAGES_ACCOUNT_ID": "x",
+                "CF_IMAGES_API_TOKEN": "x",
+                "COMFYD__STORAGE__FALLBACK": "cf_images",
+            },
+            [
+                (
+                    "storage.fallback = 'cf_images': expected another one, "
+                    "for what Cloudflare Images does not take"
+                )
+            ],
+        ),
+        (
+            {"COMFYD__STORAGE__S3__ACCESS_KEY": "x"},
+            ["storage.s3.secret_key is not set, and storage.s3.access_key needs it"],
+        ),
+        (
+            {"COMFYD__STORAGE__S3__SECRET_KEY": "x"},
+            ["storage.s3.access_key is not set, and storage.s3.secret_key needs it"],
+        ),
+    ],
+)
+def test_half_a_storage_is_refused_with_what_it_lacks(environ: dict[str, str], messages: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_environment(environ)
+    assert caught.value.message.splitlines() == messages
+    assert caught.value.details["key"] == messages[0].split()[0]
+
+
+def test_half_a_storage_that_nobody_chose_is_no_problem() -> None:
+    storage = from_environment({"R2_BUCKET_NAME": "xx", "CF_IMAGES_API_TOKEN": "x"}).storage
+    assert storage.usable == ("local",)
+
+
+def test_s3_takes_the_credentials_of_the_machine_without_keys() -> None:
+    environ = {"STORAGE_PROVIDER": "s3", "COMFYD__STORAGE__S3__BUCKET": "results"}
+    assert from_environment(environ).storage.s3.access_key is None
+
+
+def test_a_list_of_texts_is_an_array_in_toml_and_has_commas_elsewhere(tmp_path: Path) -> None:
+    text = '[outbound]\nallow = ["10.0.0.0/8", "minio.internal"]\n'
+    assert from_text(tmp_path, text).outbound.allow == ("10.0.0.0/8", "minio.internal")
+    environ = {"COMFYD__OUTBOUND__ALLOW": "192.168.0.0/16, GPU.lan"}
+    assert from_text(tmp_path, text, environ).outbound.allow == ("192.168.0.0/16", "gpu.lan")
+    environ = {"COMFYD__OUTBOUND__ALLOW": "null"}
+    assert from_text(tmp_path, text, environ).outbound.allow == ()
+    assert from_text(tmp_path, "[outbound]\nallow = []\n").outbound.allow == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        ('[outbound]\nallow = "10.0.0.0/8"', "outbound.allow", "expected a list of networks"),
+        ("[outbound]\nallow = [10]", "outbound.allow", "outbound.allow = [10]"),
+        ('[outbound]\nallow = ["10.0.0.1/8"]', "outbound.allow", "expected the network 10.0.0.0/8"),
+        ("[[outbound.allow]]\nnet = 1", "outbound.allow.0.net", "unknown key"),
+        ("[outbound.allow]\nnet = 1", "outbound.allow.net", "unknown key"),
+        ("outbound = []", "outbound", "expected a table of keys"),
+    ],
+)
+def test_a_list_of_texts_that_is_none_is_refused(tmp_path: Path, text: str, key: str, words: str) -> None:
+    assert words in refused_text(tmp_path, text)[key]
+
+
+# --- secrets
+
+CANARY = "canary-5d1f"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'[storage.r2]\nsecret_key = "{CANARY} with blanks"',
+        f'[storage.r2]\nsecret_key = ["{CANARY}"]',
+        f'[storage.r2]\nsecret_key = {{ "value" = "{CANARY}" }}',
+        f'[[storage.r2.secret_key]]\nvalue = "{CANARY}"',
+        f'[storage.r2]\nsecret_kye = "{CANARY}"',
+        f'[storage.r2]\nsecret_kye = ["{CANARY}"]',
+        f'[storage.s3]\naccess_key = ["{CANARY}"]',
+        f'[storage]\nr2 = "{CANARY}"',
+        f'[storage]\nr2 = ["{CANARY}"]',
+        f'storage = "{CANARY}"',
+        f'[storage.s3]\nsecret_key = "{CANARY}"',
+        f'[storage.cf_images]\napi_token = "{CANARY} "',
+        f'[storage.gcs]\ncredentials = \'{{"private_key": "{CANARY}"}}\'',
+        f'[storage.s3]\nendpoint = "https://me:{CANARY}@s3.example.com"',
+        f'[storage.s3]\nendpoint = ["https://me:{CANARY}@s3.example.com"]',
+        f'comfyui = ["http://me:{CANARY}@gpu:8188"]',
+        f'[storage.r2]\nsecret_key = "{CANARY}',
+        f"[storage.r2]\nsecret_key = {CANARY}",
+        f'[storage.r2]\nsecret_key = "{CANARY}"\nsecret_key = "{CANARY}"',
+    ],
+)
+def test_no_error_about_a_file_repeats_a_secret(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_text(tmp_path, text)
+    assert CANARY not in f"{caught.value} {caught.value!r} {caught.value.details}"
+    assert caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("R2_SECRET_KEY", f"{CANARY} with blanks"),
+        ("CF_IMAGES_API_TOKEN", f"Bearer {CANARY}"),
+        ("COMFYD__STORAGE__R2__SECRET_KYE", CANARY),
+        ("COMFYD__STORAGE__R2__SECRET_KEY__X", CANARY),
+        ("COMFYD__STORAGE__R2", f'{{"secret_key": "{CANARY}"}}'),
+        ("COMFYD__STORAGE", CANARY),
+        ("COMFYD__STORAGE__S3__SECRET_KEY", CANARY),
+        ("GOOGLE_APPLICATION_CREDENTIALS", f'{{"private_key": "{CANARY}"}}'),
+        ("COMFYD__COMFYUI", f'["http://me:{CANARY}@gpu:8188"]'),
+        ("COMFYD__OUTBOUND__ALLOW", f"http://me:{CANARY}@host"),
+    ],
+)
+def test_no_error_about_a_variable_repeats_a_secret(name: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_environment({name: value})
+    assert CANARY not in f"{caught.value} {caught.value!r} {caught.value.details}"
+
+
+def test_a_number_for_a_secret_is_refused_without_it(tmp_path: Path) -> None:
+    message = refused_text(tmp_path, "[storage.r2]\nsecret_key = 123456\n")["storage.r2.secret_key"]
+    file = tmp_path / "comfyd.toml"
+    assert (
+        message == f"storage.r2.secret_key = *** ({file}): expected a text of ASCII characters without blanks"
+    )
+
+
+# --- servers
+
+
 def test_servers_are_numbered_without_a_gap() -> None:
     environ = {"COMFYD__COMFYUI__0__URL": "http://a:1", "COMFYD__COMFYUI__3__URL": "http://b:1"}
     assert "comfyui.1 is not" in refused(environ)["comfyui.3"]
@@ -260,6 +473,10 @@ def test_broken_toml_is_refused_with_its_line(tmp_path: Path) -> None:
     message = refused_text(tmp_path, "[server]\nport = \n")[""]
     assert "comfyd.toml is not valid TOML" in message
     assert "line 2" in message
+
+
+def test_a_number_without_end_is_refused(tmp_path: Path) -> None:
+    assert "comfyd.toml is not valid TOML" in refused_text(tmp_path, f"[server]\nport = {'1' * 5000}\n")[""]
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
