@@ -1,0 +1,150 @@
+"""Work on this machine's disk: on threads, in blocks, not left half done; never says what a file is for."""
+
+import asyncio
+import errno
+import hashlib
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import IO, Any, Final, ParamSpec, TypeVar
+
+import msgspec
+
+from comfyd.errors import DiskFull, StorageError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BLOCK: Final = 1 << 20
+"""Bytes written or read in one go on a thread."""
+
+
+class Digest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file is known by."""
+
+    size_bytes: int
+    sha256: str
+    md5: str | None = None
+    """Only where it was asked for, as some storages do. Both hexadecimal."""
+
+
+async def on_disk(what: str, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run this on a thread, and let the disk's errors leave as `StorageError`, whose message begins `what`.
+
+    Canceled, it waits for the thread, which cannot be stopped: nothing happens on the disk after it has left.
+    """
+    try:
+        return await to_its_end(asyncio.to_thread(action, *args, **kwargs))
+    except OSError as exc:
+        kind = DiskFull if exc.errno in {errno.ENOSPC, errno.EDQUOT} else StorageError
+        raise kind(f"{what}: {exc.strerror or exc}") from exc
+
+
+@asynccontextmanager
+async def opened(what: str, action: Callable[[], IO[bytes]]) -> AsyncIterator[IO[bytes]]:
+    """The file that this opens; closed on a thread, because that may still write, and fail."""
+    held: list[IO[bytes]] = []
+    try:
+        await on_disk(what, lambda: held.append(action()))
+        yield held[0]
+    finally:
+        for file in held:
+            await on_disk(what, file.close)
+
+
+async def to_its_end(call: Coroutine[Any, Any, T]) -> T:
+    """Run this to its end. However often this is canceled meanwhile, the cancellation comes after it."""
+    task = asyncio.ensure_future(call)
+    canceled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as exc:
+            canceled = exc
+    if canceled is not None:
+        if not task.cancelled():
+            task.exception()  # a failure is heard, or the loop would complain; the cancellation says enough
+        raise canceled
+    return task.result()
+
+
+async def write_stream(
+    what: str, path: Path, chunks: AsyncIterator[bytes], *, sync: bool = False, md5: bool = False
+) -> Digest:
+    """Write a stream to a new file; with `sync` it is on the disk when this returns. `md5` costs time.
+
+    Raises `StorageError`, and errors of `chunks` as they are; then there is no such file.
+    """
+    counting = _Counting(md5=md5)
+
+    def write(block: bytearray) -> None:
+        counting.add(block)
+        file.write(block)
+
+    def finish(block: bytearray) -> None:
+        write(block)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+
+    made: list[Path] = []
+
+    def create() -> IO[bytes]:
+        created = path.open("xb")
+        made.append(path)
+        return created
+
+    try:
+        async with opened(what, create) as file:
+            held = bytearray()
+            async for chunk in chunks:
+                held += chunk
+                if len(held) >= BLOCK:
+                    await on_disk(what, write, held)
+                    held = bytearray()
+            await on_disk(what, finish, held)
+    except BaseException:
+        for ours in made:
+            await on_disk(what, ours.unlink, missing_ok=True)
+        raise
+    return counting.digest
+
+
+async def read_blocks(what: str, path: Path) -> AsyncGenerator[bytes, None]:
+    """The bytes of a file. Raises `StorageError`."""
+    async with opened(what, lambda: path.open("rb")) as file:
+        while block := await on_disk(what, file.read, BLOCK):
+            yield block
+
+
+def digest_of(path: Path, *, md5: bool = False) -> Digest:
+    """Read a file through; blocks, for a thread."""
+    counting = _Counting(md5=md5)
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            counting.add(block)
+    return counting.digest
+
+
+class _Counting:
+    """The digest of what has passed so far."""
+
+    def __init__(self, *, md5: bool) -> None:
+        self._sha256 = hashlib.sha256()
+        self._md5 = hashlib.md5(usedforsecurity=False) if md5 else None
+        self._size = 0
+
+    def add(self, block: bytes | bytearray) -> None:
+        self._sha256.update(block)
+        if self._md5 is not None:
+            self._md5.update(block)
+        self._size += len(block)
+
+    @property
+    def digest(self) -> Digest:
+        return Digest(
+            size_bytes=self._size,
+            sha256=self._sha256.hexdigest(),
+            md5=None if self._md5 is None else self._md5.hexdigest(),
+        )
