@@ -1,23 +1,29 @@
-"""Artefacts on the local disk: written beside, synced, renamed into place; never half a file under a name."""
+"""Artefacts on the local disk: made beside, synced, renamed into place; never half a file under a name."""
 
-import asyncio
+import errno
 import hashlib
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable
+import stat
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path, PurePosixPath
-from typing import IO, Final, ParamSpec, TypeVar
+from pathlib import Path
+from typing import IO, Final
 
+from comfyd.disk import on_disk, opened
 from comfyd.errors import FileNotFound, StorageError
-from comfyd.storage.base import Stored, StoredFile
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from comfyd.storage.base import LocalFile, StoredFile
+from comfyd.storage.objects import key_parts
 
 RENAME_TRIES: Final = 10
 BLOCK: Final = 1 << 20
 """Bytes read or written in one go on a thread."""
+_UNFINISHED: Final = ".unfinished"
+_PROBE: Final = b"comfyd"
+_NO_LINK: Final = frozenset(
+    {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP}
+)
+"""Why a file cannot have a second name here: another disk, no links on this one, somebody else's file."""
 
 
 class LocalStorage:
@@ -27,60 +33,66 @@ class LocalStorage:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._unfinished = folder / ".unfinished"
+        self._unfinished = folder / _UNFINISHED
 
-    async def put(self, key: str, chunks: AsyncIterator[bytes], content_type: str) -> Stored:  # noqa: ARG002 - the row keeps it
-        """See `Storage`. The file and its folder are synced before this returns."""
+    async def put(self, key: str, file: LocalFile) -> str | None:
+        """See `Storage`. The file and its folder are synced before this returns.
+
+        On the same disk the file gets a second name, and no byte is copied.
+        """
         target = self._path(key)
         unfinished = self._unfinished / secrets.token_hex(16)
-        digest = hashlib.sha256()
-        size = 0
         what = f"cannot store {key}"
         try:
-            async with _created(what, unfinished) as file:
-                async for block in _blocks(chunks):
-                    size += len(block)
-                    await _on_disk(what, _write, file, block, digest)
-                await _on_disk(what, _sync, file)
-            await _on_disk(what, _rename, unfinished, target, self._folder)
+            if not await on_disk(what, _link, file.path, unfinished):
+                await _copy(what, file.path, unfinished)
+            size = await on_disk(what, _sync, unfinished)
+            if size != file.size_bytes:
+                raise StorageError(f"{what}: it has {size} bytes instead of {file.size_bytes}")
+            await on_disk(what, _rename, unfinished, target, self._folder)
         finally:
-            await _on_disk(what, unfinished.unlink, missing_ok=True)
-        return Stored(key=key, size_bytes=size, sha256=digest.hexdigest())
+            await on_disk(what, unfinished.unlink, missing_ok=True)
+        return None
 
     @asynccontextmanager
     async def open(self, key: str, start: int = 0, length: int | None = None) -> AsyncIterator[StoredFile]:
         """See `Storage`."""
         path = self._path(key)
-        try:
-            file = await asyncio.to_thread(path.open, "rb")
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise FileNotFound(f"there is no file {key}") from None
-        except OSError as exc:
-            raise StorageError(f"cannot read {key}: {exc.strerror or exc}") from exc
-        with file:
+        what = f"cannot read {key}"
+        async with opened(what, lambda: _existing(path, key)) as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(start)
-            yield StoredFile(size_bytes=size, chunks=_read(file, size - start if length is None else length))
+            left = size - start if length is None else length
+            yield StoredFile(size_bytes=size, chunks=_read(what, file, left))
 
     async def delete(self, key: str) -> None:
         """See `Storage`. Folders that become empty go too."""
         path = self._path(key)
-        await _on_disk(f"cannot delete {key}", _remove, path, self._folder)
+        await on_disk(f"cannot delete {key}", _remove, path, self._folder)
+
+    async def url(self, key: str, name: str, location: str | None) -> str | None:  # noqa: ARG002 - comfyd serves it
+        """See `Storage`. None: comfyd serves it."""
+        return None
 
     async def ping(self) -> None:
         """See `Storage`."""
+        source = self._unfinished / f"{secrets.token_hex(16)}.probe"
         key = f".probe/{secrets.token_hex(8)}"
-        stored = await self.put(key, _once(b"comfyd"), "text/plain")
-        async with self.open(key) as file:
-            found = b"".join([block async for block in file.chunks])
-        await self.delete(key)
-        if hashlib.sha256(found).hexdigest() != stored.sha256:
+        try:
+            await on_disk(f"cannot write to {self._folder}", source.write_bytes, _PROBE)
+            await self.put(key, _probe(source))
+            async with self.open(key) as file:
+                found = b"".join([block async for block in file.chunks])
+            await self.delete(key)
+        finally:
+            await on_disk(f"cannot write to {self._folder}", source.unlink, missing_ok=True)
+        if found != _PROBE:
             raise StorageError(f"{self._folder} gives back other bytes than were written")
 
     def _path(self, key: str) -> Path:
         """The file of a key, which must stay below the folder."""
-        parts = PurePosixPath(key).parts
-        if not parts or any(part in {"..", "/"} for part in parts) or "\\" in key or "\0" in key:
+        parts = key_parts(key)
+        if parts[0] == _UNFINISHED:
             raise FileNotFound(f"not a key: {key!r}")
         return self._folder.joinpath(*parts)
 
@@ -88,60 +100,80 @@ class LocalStorage:
 @asynccontextmanager
 async def open_local(folder: Path) -> AsyncIterator[LocalStorage]:
     """Open the folder, and forget what an earlier process had not finished. Raises `StorageError`."""
-    await _on_disk(f"cannot use {folder}", _prepare, folder)
+    await on_disk(f"cannot use {folder}", _prepare, folder)
     yield LocalStorage(folder)
 
 
 def _prepare(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    unfinished = folder / ".unfinished"
+    unfinished = folder / _UNFINISHED
     unfinished.mkdir(mode=0o700, exist_ok=True)
     for rest in unfinished.iterdir():
         rest.unlink(missing_ok=True)
 
 
-async def _blocks(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Join small chunks, so that one thread hop writes about `BLOCK` bytes."""
-    held = bytearray()
-    async for chunk in chunks:
-        held += chunk
-        if len(held) >= BLOCK:
-            yield bytes(held)
-            held.clear()
-    if held:
-        yield bytes(held)
+def _probe(path: Path) -> LocalFile:
+    return LocalFile(
+        path=path,
+        size_bytes=len(_PROBE),
+        sha256=hashlib.sha256(_PROBE).hexdigest(),
+        md5=hashlib.md5(_PROBE, usedforsecurity=False).hexdigest(),
+        content_type="text/plain",
+        name="probe",
+    )
 
 
-async def _once(data: bytes) -> AsyncIterator[bytes]:
-    yield data
+def _link(source: Path, unfinished: Path) -> bool:
+    """Give the file a second name; whether that is possible."""
+    try:
+        unfinished.hardlink_to(source)
+    except OSError as exc:
+        if exc.errno not in _NO_LINK:
+            raise
+        return False
+    return True
 
 
-async def _read(file: IO[bytes], left: int) -> AsyncIterator[bytes]:
-    while left > 0 and (block := await asyncio.to_thread(file.read, min(BLOCK, left))):
+async def _copy(what: str, source: Path, unfinished: Path) -> None:
+    """Copy a file block by block, so that a cancellation has to wait for one block only."""
+    async with (
+        opened(what, lambda: source.open("rb")) as old,
+        opened(what, lambda: unfinished.open("xb")) as new,
+    ):
+        while await on_disk(what, _copy_block, old, new):
+            pass
+
+
+def _copy_block(old: IO[bytes], new: IO[bytes]) -> int:
+    return new.write(old.read(BLOCK))
+
+
+def _sync(path: Path) -> int:
+    """Let the disk hold the file's bytes; its size. Raises `OSError` where it is none, as behind a link."""
+    descriptor = os.open(
+        path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    )  # a pipe would wait for its writer
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, "it is not a file")
+        os.fsync(descriptor)
+        return facts.st_size
+    finally:
+        os.close(descriptor)
+
+
+def _existing(path: Path, key: str) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise FileNotFound(f"there is no file {key}") from None
+
+
+async def _read(what: str, file: IO[bytes], left: int) -> AsyncIterator[bytes]:
+    while left > 0 and (block := await on_disk(what, file.read, min(BLOCK, left))):
         left -= len(block)
         yield block
-
-
-@asynccontextmanager
-async def _created(what: str, path: Path) -> AsyncIterator[IO[bytes]]:
-    """A new file to write to; closed on a thread, because that may still write, and fail."""
-    opened: list[IO[bytes]] = []
-    try:
-        await _on_disk(what, lambda: opened.append(path.open("xb")))
-        yield opened[0]
-    finally:
-        for file in opened:
-            await _on_disk(what, file.close)
-
-
-def _write(file: IO[bytes], block: bytes, digest: "hashlib._Hash") -> None:
-    digest.update(block)
-    file.write(block)
-
-
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _rename(unfinished: Path, target: Path, folder: Path) -> None:
@@ -182,17 +214,3 @@ def _remove(path: Path, stop: Path) -> None:
             continue
         except OSError:
             return  # it is not empty
-
-
-async def _on_disk(what: str, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run this on a thread, and let the disk's errors leave as `StorageError`.
-
-    Canceled, it waits for the thread, which cannot be stopped: nothing happens on the disk after it has left.
-    """
-    call = asyncio.ensure_future(asyncio.to_thread(action, *args, **kwargs))
-    try:
-        return await asyncio.shield(call)
-    except OSError as exc:
-        raise StorageError(f"{what}: {exc.strerror or exc}") from exc
-    finally:
-        await asyncio.gather(call, return_exceptions=True)
