@@ -90,10 +90,14 @@ class Artefact(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     key: str
     storage: str = "local"
+    location: str | None = None
+    """What the storage said of where it put the file, if its url needs that."""
     width: int | None = None
     height: int | None = None
     duration: float | None = None
     text: str | None = None
+    data: bytes | None = None
+    """The file itself, where it is small and the client asked for that; None in lists."""
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,10 +112,31 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Without any sign of life while executing."""
 
 
-class OutputOptions(msgspec.Struct, frozen=True, kw_only=True):
+class PictureFormat(StrEnum):
+    """What pictures can be converted to."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+    AVIF = "avif"
+
+
+class OutputOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a client wants done with the outputs."""
 
     include_temp: bool = False
+    storage: str | None = None
+    """None is the configured one."""
+    prefix: str = ""
+    """Folders before the keys of the outputs."""
+    format: PictureFormat | None = None
+    """None leaves pictures as they are."""
+    quality: int | None = None
+    """1 to 100; None is the format's own."""
+    strip: bool = False
+    """Whether prompts and other metadata are taken out of the files."""
+    inline: bool = False
+    """Whether small outputs are shown in the task itself."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,6 +208,8 @@ class NewTask(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy = Policy()
     output: OutputOptions = OutputOptions()
     key_id: str | None = None
+    uploads: tuple[str, ...] = ()
+    """The uploaded files that the graph names: kept as long as the task."""
 
 
 class IdempotencyKey(msgspec.Struct, frozen=True, kw_only=True):

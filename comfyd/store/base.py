@@ -1,5 +1,6 @@
 """The seam between comfyd and its database: one protocol of whole transitions; never a row or a query."""
 
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from comfyd.tasks import (
@@ -52,7 +53,7 @@ class Store(Protocol):
         """The graph as it was accepted."""
 
     async def list_tasks(self, wanted: TaskFilter, cursor: str | None, limit: int) -> TaskPage:
-        """Tasks newest first. Raises `MalformedRequest` for a cursor that is not one of ours."""
+        """Tasks newest first, their artefacts without `data`. `MalformedRequest` for a foreign cursor."""
 
     async def ready(self, now: int, limit: int) -> ReadyPage:
         """The `limit` most urgent queued tasks with `available_at <= now`, in order."""
@@ -101,6 +102,15 @@ class Store(Protocol):
 
     async def ended_before(self, moment: int, limit: int) -> tuple[str, ...]:
         """Ids of ended tasks with `completed_at < moment`, oldest first."""
+
+    async def uploads(self, task_id: str) -> tuple[str, ...]:
+        """The uploaded files that the task's graph names; none if there is no such task."""
+
+    async def unused_uploads(self, files: Sequence[str]) -> tuple[str, ...]:
+        """Those of these files that no task names."""
+
+    async def artefact_bytes(self) -> int:
+        """The bytes of all artefacts of all tasks."""
 
     async def run_times(self, shape: str) -> RunTimes | None:
         """What past runs of this shape took; None before the first success."""

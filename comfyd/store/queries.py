@@ -5,11 +5,21 @@ Each runs inside one read transaction: what it reads in several statements is on
 
 import base64
 import binascii
+from collections.abc import Sequence
 from typing import Any, Final
 
 from comfyd.errors import MalformedRequest
 from comfyd.store.base import AHEAD_MOST
-from comfyd.store.rows import Database, claim_of, kept_under, number_of, object_of, task_of, tasks_of
+from comfyd.store.rows import (
+    Database,
+    claim_of,
+    kept_under,
+    number_of,
+    object_of,
+    task_of,
+    tasks_of,
+    text_of,
+)
 from comfyd.tasks import (
     Claim,
     Graph,
@@ -52,7 +62,9 @@ def list_tasks(db: Database, wanted: TaskFilter, before: int | None, limit: int)
     numbers = [row[0] for row in db.execute(sql, (*parameters, limit + 1)).fetchall()]
     page = numbers[:limit]
     more = len(numbers) > limit and bool(page)
-    return TaskPage(tasks=tasks_of(db, page), next_cursor=encode_cursor(page[-1]) if more else None)
+    return TaskPage(
+        tasks=tasks_of(db, page, data=False), next_cursor=encode_cursor(page[-1]) if more else None
+    )
 
 
 def _list_statement(wanted: TaskFilter, before: int | None) -> tuple[str, list[Any]]:
@@ -187,3 +199,32 @@ def mean_run_time(db: Database) -> RunTimes | None:
     """See `Store.mean_run_time`."""
     runs, weighted_ms = db.execute("SELECT runs, weighted_ms FROM run_totals WHERE one = 1").fetchone()
     return RunTimes(runs=runs, mean_ms=weighted_ms / runs) if runs else None
+
+
+def uploads(db: Database, task_id: str) -> tuple[str, ...]:
+    """See `Store.uploads`."""
+    rows = db.execute(
+        """
+        SELECT u.file FROM tasks AS t JOIN task_uploads AS u ON u.task = t.number
+        WHERE t.id = ? ORDER BY u.file
+        """,
+        (task_id,),
+    ).fetchall()
+    return tuple(row[0] for row in rows)
+
+
+def unused_uploads(db: Database, files: Sequence[str]) -> tuple[str, ...]:
+    """See `Store.unused_uploads`."""
+    rows = db.execute(
+        """
+        SELECT value FROM json_each(?)
+        WHERE NOT EXISTS (SELECT 1 FROM task_uploads WHERE file = value) ORDER BY key
+        """,
+        (text_of(files),),
+    ).fetchall()
+    return tuple(row[0] for row in rows)
+
+
+def artefact_bytes(db: Database) -> int:
+    """See `Store.artefact_bytes`."""
+    return int(db.execute("SELECT size_bytes FROM artefact_bytes").fetchone()[0])

@@ -78,8 +78,8 @@ def number_of(db: Database, task_id: str) -> int | None:
     return None if row is None else int(row[0])
 
 
-def tasks_of(db: Database, numbers: Sequence[int]) -> tuple[Task, ...]:
-    """The tasks of these rows in this order, each with metadata, artefacts and attempts."""
+def tasks_of(db: Database, numbers: Sequence[int], *, data: bool = True) -> tuple[Task, ...]:
+    """The tasks of these rows in this order, with metadata, artefacts and attempts; `data` too or not."""
     wanted = text_of(numbers)
     rows = db.execute(
         """
@@ -94,7 +94,7 @@ def tasks_of(db: Database, numbers: Sequence[int]) -> tuple[Task, ...]:
         (wanted,),
     ).fetchall()
     metadata = _metadata_of(db, wanted)
-    artefacts = _artefacts_of(db, wanted)
+    artefacts = _artefacts_of(db, wanted, data=data)
     attempts = _attempts_of(db, wanted, {row[0]: row[1] for row in rows})
     return tuple(
         _task(row, metadata.get(row[0], {}), artefacts.get(row[0], ()), attempts.get(row[0], ()))
@@ -152,15 +152,15 @@ def _metadata_of(db: Database, wanted: str) -> dict[int, dict[str, str]]:
     return found
 
 
-def _artefacts_of(db: Database, wanted: str) -> dict[int, list[Artefact]]:
+def _artefacts_of(db: Database, wanted: str, *, data: bool) -> dict[int, list[Artefact]]:
     found: dict[int, list[Artefact]] = {}
     for row in db.execute(
         """
         SELECT task, node_id, "index", name, type, content_type, size_bytes, sha256, key, storage, width,
-               height, duration, text
+               height, duration, text, location, CASE WHEN ? THEN data END
         FROM artefacts WHERE task IN (SELECT value FROM json_each(?)) ORDER BY task, position
         """,
-        (wanted,),
+        (data, wanted),
     ).fetchall():
         artefact = Artefact(
             node_id=row[1],
@@ -176,6 +176,8 @@ def _artefacts_of(db: Database, wanted: str) -> dict[int, list[Artefact]]:
             height=row[11],
             duration=row[12],
             text=row[13],
+            location=row[14],
+            data=row[15],
         )
         found.setdefault(row[0], []).append(artefact)
     return found
@@ -218,8 +220,8 @@ def insert_artefacts(db: Database, number: int, artefacts: Sequence[Artefact]) -
     db.executemany(
         """
         INSERT INTO artefacts (task, position, node_id, "index", name, type, content_type, size_bytes, sha256,
-                               key, storage, width, height, duration, text)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                               key, storage, width, height, duration, text, location, data)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         """,
         [
             (
@@ -238,6 +240,8 @@ def insert_artefacts(db: Database, number: int, artefacts: Sequence[Artefact]) -
                 artefact.height,
                 artefact.duration,
                 artefact.text,
+                artefact.location,
+                artefact.data,
             )
             for position, artefact in enumerate(artefacts)
         ],

@@ -42,7 +42,7 @@ from comfyd.tasks import (
 
 T = TypeVar("T")
 
-MIGRATIONS: Final = ("schema.sql",)
+MIGRATIONS: Final = ("schema.sql", "schema_2.sql")
 """The file that leads from each schema version to the next; new ones go to the end, none is ever changed."""
 
 CHECKED_BYTES: Final = 16 * 1024 * 1024
@@ -201,6 +201,18 @@ class SqliteStore:
     async def ended_before(self, moment: int, limit: int) -> tuple[str, ...]:
         """See `Store.ended_before`."""
         return await self._read(lambda db: queries.ended_before(db, moment, limit))
+
+    async def uploads(self, task_id: str) -> tuple[str, ...]:
+        """See `Store.uploads`."""
+        return await self._read(lambda db: queries.uploads(db, task_id))
+
+    async def unused_uploads(self, files: Sequence[str]) -> tuple[str, ...]:
+        """See `Store.unused_uploads`."""
+        return await self._read(lambda db: queries.unused_uploads(db, files))
+
+    async def artefact_bytes(self) -> int:
+        """See `Store.artefact_bytes`."""
+        return await self._read(queries.artefact_bytes)
 
     async def run_times(self, shape: str) -> RunTimes | None:
         """See `Store.run_times`."""

@@ -60,6 +60,10 @@ def add(db: Database, new: NewTask, payload: Payload, key: IdempotencyKey | None
             "INSERT INTO metadata (task, key, value) VALUES (?, ?, ?)",
             [(number, name, value) for name, value in new.metadata.items()],
         )
+    if new.uploads:
+        db.executemany(
+            "INSERT INTO task_uploads (task, file) VALUES (?, ?)", [(number, file) for file in new.uploads]
+        )
     if key is not None:
         db.execute(
             "INSERT INTO idempotency (owner, key, body_sha256, task, created_at) VALUES (?, ?, ?, ?, ?)",

@@ -17,7 +17,7 @@ import comfyd
 from comfyd.errors import InsufficientStorage, StoreUnavailable
 from comfyd.store.sqlite import MIGRATIONS, SqliteStore, open_sqlite
 from comfyd.tasks import Status
-from tests.store.samples import NOW, added, claimed, new_task
+from tests.store.samples import NOW, added, artefact, claimed, ended, new_task
 
 ROOT = Path(comfyd.__file__).parents[1]
 
@@ -147,6 +147,74 @@ async def test_disk_without_write_ahead_log_is_refused(path: Path) -> None:
     with pytest.raises(StoreUnavailable, match="write-ahead log"):
         async with open_sqlite(path, factory=Unable):
             pass
+
+
+# migrations
+
+BACK_TO_1 = """
+DROP TRIGGER artefacts_counted_in;
+DROP TRIGGER artefacts_counted_out;
+DROP TABLE artefact_bytes;
+DROP TABLE task_uploads;
+ALTER TABLE artefacts DROP COLUMN location;
+ALTER TABLE artefacts DROP COLUMN data;
+PRAGMA user_version = 1;
+"""
+
+
+def shape(connection: sqlite3.Connection) -> set[tuple[Any, ...]]:
+    """Every column, index and trigger."""
+    columns = connection.execute(
+        """
+        SELECT t.name, c.name, c.type, c."notnull", c.dflt_value, c.pk
+        FROM pragma_table_list AS t, pragma_table_info(t.name) AS c WHERE t.schema = 'main'
+        """
+    ).fetchall()
+    others = connection.execute("SELECT type, name, sql FROM sqlite_schema WHERE type <> 'table'").fetchall()
+    return {*columns, *others}
+
+
+def take_back_to_1(path: Path) -> None:
+    """Make a database what an earlier comfyd would have left: exactly of version 1."""
+    old = sqlite3.connect(":memory:")
+    old.executescript((ROOT / "comfyd/store" / MIGRATIONS[0]).read_text())
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript(BACK_TO_1)
+    assert shape(connection) == shape(old)
+    connection.close()
+    old.close()
+
+
+async def test_a_database_of_version_1_is_taken_over_with_all_that_is_in_it(path: Path) -> None:
+    async with open_sqlite(path) as store:
+        done = [await ended(store, metadata={"n": str(number)}) for number in range(3)]
+        busy = [await added(store), (await claimed(store)).task]
+    take_back_to_1(path)
+    for _ in range(2):  # the second time there is nothing to do
+        async with open_sqlite(path) as store:
+            for task in done:
+                assert await store.get(task.id) == task
+            for task in busy:
+                there = await store.get(task.id)
+                assert there is not None
+                assert (there.status, await store.uploads(task.id)) == (task.status, ())
+            assert await store.artefact_bytes() == 3 * artefact().size_bytes
+    async with open_sqlite(path) as store:
+        await store.delete(done[0].id)
+        await ended(store, uploads=("a.png",))
+        await store.retry(done[1].id, NOW)
+        assert await store.artefact_bytes() == 2 * artefact().size_bytes
+        assert await store.unused_uploads(("a.png", "b.png")) == ("b.png",)
+
+
+async def test_a_version_1_without_any_artefact_has_no_bytes(path: Path) -> None:
+    async with open_sqlite(path):
+        pass
+    take_back_to_1(path)
+    async with open_sqlite(path) as store:
+        assert await store.artefact_bytes() == 0
+        await ended(store)
+        assert await store.artefact_bytes() == artefact().size_bytes
 
 
 # durability

@@ -499,6 +499,92 @@ async def test_cursor_that_is_not_ours_is_refused(store: Store, cursor: str) -> 
         await store.list_tasks(TaskFilter(), cursor, 10)
 
 
+# what a task brought and made
+
+
+async def test_uploads_are_those_that_the_task_names_until_it_is_deleted(store: Store) -> None:
+    first = await added(store, uploads=("b.png", "a.png"))
+    second = await added(store, uploads=("b.png",))
+    plain = await added(store)
+    assert [await store.uploads(task.id) for task in (first, second, plain)] == [
+        ("a.png", "b.png"),
+        ("b.png",),
+        (),
+    ]
+    assert await store.uploads(new_id()) == ()
+    await store.cancel(first.id, NOW)
+    assert await store.uploads(first.id) == ("a.png", "b.png")
+    await store.delete(first.id)
+    assert await store.uploads(first.id) == ()
+
+
+async def test_unused_uploads_are_those_that_no_task_names_in_the_order_given(store: Store) -> None:
+    files = ("c.png", "a.png", "it's.png", "b.png")
+    assert await store.unused_uploads(files) == files
+    assert await store.unused_uploads(()) == ()
+    first, second = await added(store, uploads=("a.png", "b.png")), await added(store, uploads=("b.png",))
+    assert await store.unused_uploads(files) == ("c.png", "it's.png")
+    for task in (first, second):
+        await store.cancel(task.id, NOW)
+        assert await store.unused_uploads(files) == ("c.png", "it's.png")  # an ended task can be run again
+    await store.delete(first.id)
+    assert await store.unused_uploads(files) == ("c.png", "a.png", "it's.png")
+    await store.delete(second.id)
+    assert await store.unused_uploads(files) == files
+
+
+async def test_a_repeated_request_names_no_uploads_of_its_own(store: Store) -> None:
+    await store.add(new_task(uploads=("a.png",)), KEY, NOW)
+    again_added = await store.add(new_task(uploads=("b.png",)), KEY, NOW)
+    assert again_added.replayed
+    assert await store.unused_uploads(("a.png", "b.png")) == ("b.png",)
+
+
+async def test_a_task_keeps_its_uploads_when_it_is_run_again(store: Store) -> None:
+    task = await ended(store, uploads=("a.png",))
+    await store.retry(task.id, NOW)
+    assert await store.uploads(task.id) == ("a.png",)
+
+
+async def test_artefact_bytes_are_those_of_every_task_that_is_there(store: Store) -> None:
+    assert await store.artefact_bytes() == 0
+    sizes = (0, 123, 2**40)
+    for size in sizes:
+        taken = await claimed(store)
+        big = msgspec.structs.replace(artefact(), size_bytes=size)
+        await store.settle(taken.attempt.id, succeeded(big, artefact(1)), NOW)
+    assert await store.artefact_bytes() == sum(sizes) + 3 * 123
+    *_, last = (await store.list_tasks(TaskFilter(), None, 10)).tasks
+    await store.retry(last.id, NOW)  # forgets the artefacts of 0 and 123 bytes
+    assert await store.artefact_bytes() == sum(sizes) + 2 * 123
+    for task in (await store.list_tasks(TaskFilter(), None, 10)).tasks:
+        await store.cancel(task.id, NOW)
+        await store.delete(task.id)
+    assert await store.artefact_bytes() == 0
+
+
+async def test_a_failed_settlement_counts_no_bytes(store: Store) -> None:
+    taken = await claimed(store)
+    with pytest.raises(StaleClaim):
+        await store.settle(new_id(), succeeded(artefact()), NOW)
+    await store.settle(taken.attempt.id, failed(), NOW)
+    assert await store.artefact_bytes() == 0
+
+
+async def test_an_artefact_reads_back_with_its_place_and_its_data_but_lists_leave_the_data_out(
+    store: Store,
+) -> None:
+    taken = await claimed(store)
+    inline = msgspec.structs.replace(artefact(), location="id-1/public", data=b"\x89PNG\x00\xff")
+    empty, plain = msgspec.structs.replace(artefact(1), data=b""), artefact(2)
+    answer = await store.settle(taken.attempt.id, succeeded(inline, empty, plain), NOW)
+    assert answer.artefacts == (inline, empty, plain)
+    assert (await found(store, answer.id)).artefacts == (inline, empty, plain)
+    (listed,) = (await store.list_tasks(TaskFilter(), None, 10)).tasks
+    without = tuple(msgspec.structs.replace(each, data=None) for each in (inline, empty, plain))
+    assert listed.artefacts == without
+
+
 # over restarts
 
 
