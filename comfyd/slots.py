@@ -6,11 +6,15 @@ A slot is a place in one ComfyUI's own queue (`in_flight` of each). A few tasks 
 
 import asyncio
 import heapq
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final, Protocol
 
 from comfyd.tasks import Ready
+
+FETCHING: Final = 8
+"""Tasks for each ComfyUI that may wait for their inputs beside those that are prepared: a slow url must not
+keep the GPU from what is ready."""
 
 _INSIDE: Final = "inside"
 _NOWHERE: Final = ""
@@ -85,6 +89,17 @@ class Place:
         self._slots = slots
         self.ready = ready
         self.host: str | None = None
+        self.is_fetching = False
+
+    @contextmanager
+    def fetching(self) -> Iterator[None]:
+        """Within this block the task waits for its inputs, and others may be prepared meanwhile."""
+        self.is_fetching = True
+        self._slots.changed()
+        try:
+            yield
+        finally:
+            self.is_fetching = False
 
     async def acquire(self) -> str:
         """Wait for a slot; the name of the backend that has one. The place keeps it until `release`."""
@@ -213,4 +228,6 @@ class Slots:
             return False
         free = sum(max(host.in_flight - self._used[host.name], 0) for host in hosts)
         room = self._prefetch * len(hosts) + free
-        return sum(staged.ready < ready for staged in self._staged) < room
+        ahead = [staged for staged in self._staged if staged.ready < ready]
+        fetching = min(sum(staged.is_fetching for staged in ahead), FETCHING * len(hosts))
+        return len(ahead) - fetching < room

@@ -1,8 +1,8 @@
 """Leg 1: a request becomes a queued task. Never runs anything; stores nothing of a request that is wrong."""
 
-import asyncio
+import dataclasses
 import random
-from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
 import msgspec
@@ -10,17 +10,14 @@ import msgspec
 from comfyd import graphs, workflows
 from comfyd.catalog import Catalog
 from comfyd.clock import Clock
-from comfyd.comfy.backend import Backend
-from comfyd.config import LimitsConfig, QueueConfig
-from comfyd.errors import BackendError, InvalidWorkflow, QueueFull
+from comfyd.config import LimitsConfig, QueueConfig, StorageConfig
+from comfyd.errors import QueueFull
+from comfyd.intake import Intake, Taken
 from comfyd.queue import TaskQueue
+from comfyd.storage.opening import check_usable
 from comfyd.store.base import Store
 from comfyd.tasks import Added, Graph, IdempotencyKey, NewTask, OutputOptions, Policy, Status
 
-REFRESH_MS: Final = 5_000
-"""How long what a ComfyUI said of its classes is believed before a refusal makes it be asked again."""
-ASK_SECONDS: Final = 5.0
-"""How long a ComfyUI may keep a client waiting with its classes: then the task is taken unchecked."""
 FULL_RETRY_S: Final = 10
 """What `Retry-After` says when the queue is full, in seconds."""
 
@@ -66,49 +63,10 @@ class Renderer:
             graph = workflows.apply_inputs(graph, request.inputs, self._limits)
         return Rendered(graph=graph, inputs=request.inputs or None)
 
-
-class GraphChecker:
-    """Holds graphs against what the ComfyUIs can do. Lives as long as the process."""
-
-    def __init__(self, backends: Sequence[Backend], clock: Clock, patience: float = ASK_SECONDS) -> None:
-        self._backends = backends
-        self._patience = patience
-        self._clock = clock
-        self._refreshed: dict[str, int] = {}
-
-    async def needed_nodes(self, graph: Graph) -> int:
-        """How many of the graph's nodes will run. A graph is right if one ComfyUI can run it.
-
-        While none answers nothing can be said, and the task is to wait: all nodes count. Raises
-        `InvalidWorkflow`.
-        """
-        refusal: InvalidWorkflow | None = None
-        for backend in self._backends:
-            try:
-                async with asyncio.timeout(self._patience):
-                    return await self._needed_on(backend, graph)
-            except (BackendError, TimeoutError):
-                continue
-            except InvalidWorkflow as exc:
-                refusal = refusal or exc
-        if refusal is not None:
-            raise refusal
-        return len(graph)
-
-    async def _needed_on(self, backend: Backend, graph: Graph) -> int:
-        """The same for one ComfyUI. Before a refusal it is asked anew: a model may be new there."""
-        replaceable = await backend.replaceable_classes()
-        known = await backend.object_info()
-        try:
-            graphs.check_against(graph, known, replaceable=replaceable)
-        except InvalidWorkflow:
-            now, asked = self._clock.monotonic(), self._refreshed.get(backend.name)
-            if asked is not None and now - asked < REFRESH_MS:
-                raise
-            self._refreshed[backend.name] = now
-            known = await backend.object_info(refresh=True)
-            graphs.check_against(graph, known, replaceable=replaceable)
-        return len(graphs.executable_nodes(graph, known))
+    def check_lengths(self, graph: Graph) -> None:
+        """Raise `InvalidWorkflow` for a data URI that stayed in the graph and is too long for a text."""
+        limit = self._limits.string_length
+        graphs.check_structure(graph, dataclasses.replace(self._limits, data_uri_length=limit))
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,9 +74,11 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     policy: Policy
     queued_tasks: int
+    storages: tuple[str, ...] = ("local",)
+    """Those that a request may name."""
 
     @classmethod
-    def of(cls, queue: QueueConfig, limits: LimitsConfig) -> "Terms":
+    def of(cls, queue: QueueConfig, limits: LimitsConfig, storage: StorageConfig) -> "Terms":
         """From the configuration, whose times are in seconds and whose 0 is 'no limit'."""
         policy = Policy(
             max_attempts=queue.max_attempts,
@@ -126,7 +86,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
             start_timeout_ms=_milliseconds(queue.start_timeout),
             stall_timeout_ms=_milliseconds(queue.stall_timeout),
         )
-        return cls(policy=policy, queued_tasks=limits.queued_tasks)
+        return cls(policy=policy, queued_tasks=limits.queued_tasks, storages=storage.usable)
 
     def policy_of(self, request: SubmitRequest) -> Policy:
         """The task's own limits, and these where it names none."""
@@ -144,14 +104,14 @@ class Submission:
     def __init__(
         self,
         renderer: Renderer,
-        checker: GraphChecker,
+        intake: Intake,
         store: Store,
         queue: TaskQueue,
         clock: Clock,
         terms: Terms,
     ) -> None:
         self._renderer = renderer
-        self._checker = checker
+        self._intake = intake
         self._store = store
         self._queue = queue
         self._clock = clock
@@ -167,24 +127,33 @@ class Submission:
                 f"{self._terms.queued_tasks} tasks are queued; try again later",
                 details={"retry_after": FULL_RETRY_S},
             )
+        if request.output.storage is not None:
+            check_usable(request.output.storage, self._terms.storages)
         rendered = self._renderer.render(request)
-        needed = await self._checker.needed_nodes(rendered.graph)
-        new = NewTask(
-            id=self._clock.new_id(),
-            graph=rendered.graph,
-            priority=request.priority,
-            workflow=rendered.workflow,
-            shape=graphs.shape_key(rendered.graph),
-            nodes_total=needed,
-            inputs=rendered.inputs,
-            metadata=request.metadata,
-            policy=self._terms.policy_of(request),
-            output=request.output,
-        )
-        added = await self._store.add(new, key, self._clock.now())
+        async with AsyncExitStack() as stack:
+            taken = await self._intake.take(rendered.graph, stack)
+            if taken.judged and graphs.remote_values(taken.graph):
+                self._renderer.check_lengths(taken.graph)
+            await self._intake.keep(taken, stack)
+            added = await self._store.add(self._new(request, rendered, taken), key, self._clock.now())
         if not added.replayed:
             self._queue.offer(added.task)
         return added
+
+    def _new(self, request: SubmitRequest, rendered: Rendered, taken: Taken) -> NewTask:
+        return NewTask(
+            id=self._clock.new_id(),
+            graph=taken.graph,
+            priority=request.priority,
+            workflow=rendered.workflow,
+            shape=graphs.shape_key(taken.graph),
+            nodes_total=taken.needed_nodes,
+            inputs=taken.named(rendered.inputs),
+            metadata=request.metadata,
+            policy=self._terms.policy_of(request),
+            output=request.output,
+            uploads=taken.files,
+        )
 
 
 def _milliseconds(seconds: float | None) -> int | None:

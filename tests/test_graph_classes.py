@@ -10,18 +10,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from comfyd.errors import InvalidWorkflow
+from comfyd.errors import InvalidWorkflow, UnsupportedContent
 from comfyd.graphs import (
     FileInput,
     Graph,
     GraphLimits,
     check_against,
+    check_kind,
     check_structure,
     executable_nodes,
     file_inputs,
     file_name_problem,
+    is_remote,
     missing_classes,
     output_nodes,
+    remote_inputs,
+    remote_values,
 )
 
 # A loaded machine is slow, not wrong.
@@ -429,3 +433,127 @@ def test_no_class_and_no_value_breaks_the_check(info: dict[str, Any], inputs: di
         check_against(odd, info)
     except InvalidWorkflow as error:
         orjson.dumps(error.details)
+
+
+# files from elsewhere
+
+CHOICES: dict[str, Any] = {
+    "Old": spec(["a.png", "https://a.example/v1"]),
+    "New": spec("COMBO", options=["a.WAV", "https://a.example/v1"]),
+    "Checkpoint": spec(["a.safetensors", "b.ckpt"]),
+    "Sampler": spec("COMBO", options=["euler", "ddim"]),
+    "Empty": spec("COMBO", options=[]),
+    "Vague": spec("COMBO"),
+    "Server": spec("COMBO", options=["a.png"], remote={"route": "/x"}),
+    "Several": spec("COMBO", options=["a.png"], multiselect=True),
+    "Text": spec("STRING"),
+    "Image": spec(["a"], image_upload=True),
+    "Model": spec("COMBO", options=["a"], file_upload=True),
+}
+
+
+def one(class_type: str, value: object, name: str = "x") -> Graph:
+    return {"1": {"class_type": class_type, "inputs": {name: value}, "_meta": {}}}
+
+
+@pytest.mark.parametrize("value", ["http://x/a", " HTTPS://x", "data:,x", "\nupload:x", "Data:x", "http:x"])
+def test_values_that_name_a_file_elsewhere_are_remote(value: str) -> None:
+    assert is_remote(value)
+    for class_type, kind in (
+        ("Image", "image"),
+        ("Model", "file"),
+        ("Old", "file"),
+        ("New", "file"),
+        ("Empty", "file"),
+    ):
+        (found,) = remote_inputs(one(class_type, value), CHOICES)
+        assert found == FileInput(node_id="1", name="x", value=value, kind=kind)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a.png", "httpx:/a", "uploads/a.png", "database:x", "", None, 5, ["2", 0], {"a": 1}, "x http://y"],
+)
+def test_other_values_are_not_remote(value: object) -> None:
+    assert not is_remote(value)
+    assert not remote_values(one("Image", value))
+    assert remote_inputs(one("Image", value), CHOICES) == []
+
+
+def test_a_wrapped_value_is_remote_too() -> None:
+    (found,) = remote_inputs(one("Image", {"__value__": "http://x/a"}), CHOICES)
+    assert found.value == "http://x/a"
+
+
+def test_a_url_that_is_one_of_the_choices_is_a_choice() -> None:
+    offered = "https://a.example/v1"
+    for class_type in ("Old", "New"):
+        assert remote_inputs(one(class_type, offered), CHOICES) == []
+        assert remote_inputs(one(class_type, offered + "/other"), CHOICES) != []
+        check_against(one(class_type, offered), CHOICES)
+
+
+@pytest.mark.parametrize(
+    "class_type", ["Text", "Vague", "Server", "Several", "Checkpoint", "Sampler", "NoSuchClass"]
+)
+def test_a_url_is_left_alone_where_nothing_says_that_a_file_is_meant(class_type: str) -> None:
+    assert remote_values(one(class_type, "http://x/a"))
+    assert remote_inputs(one(class_type, "http://x/a"), CHOICES) == []
+
+
+def test_an_address_that_is_never_fetched_is_found_where_a_file_is_meant_for_certain() -> None:
+    for value in ("ftp://x/a", "file:///etc/passwd", " s3://bucket/a"):
+        assert not is_remote(value)
+        assert [found.value for found in remote_inputs(one("Image", value), CHOICES)] == [value]
+        assert remote_inputs(one("New", value), CHOICES) == []
+        assert remote_inputs(one("LoadAudio", value, "audio"), None) != []
+
+
+def test_well_known_loaders_are_known_without_object_info() -> None:
+    for class_type, name, kind in (
+        ("LoadImage", "image", "image"),
+        ("LoadImageMask", "image", "image"),
+        ("LoadImageOutput", "image", "image"),
+        ("LoadAudio", "audio", "audio"),
+        ("LoadVideo", "file", "video"),
+        ("LoadLatent", "latent", "file"),
+    ):
+        for info in (None, {}, INFO):
+            (found,) = remote_inputs(one(class_type, "http://x/a", name), info)
+            assert (found.name, found.kind) == (name, kind)
+
+
+def test_inputs_whose_files_are_to_come_are_not_judged() -> None:
+    value = one("Image", "upload:" + "0" * 64 + ".png")
+    for class_type in ("Old", "New"):
+        wrong = one(class_type, "http://x/a")
+        check_against(wrong, CHOICES, remote={("1", "x")})
+        with pytest.raises(InvalidWorkflow):
+            check_against(wrong, CHOICES)
+    check_against(value, CHOICES, remote={("1", "x")})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kind", "content_type", "fits"),
+    [
+        ("image", "image", "image/png", True),
+        ("image", "video", "video/mp4", False),
+        ("image", "file", "image/x-exr", False),
+        ("audio", "video", "video/mp4", True),
+        ("audio", "image", "image/gif", False),
+        ("video", "image", "image/gif", True),
+        ("video", "image", "image/webp", True),
+        ("video", "image", "image/png", False),
+        ("file", "file", "application/zip", True),
+        ("file", "audio", "audio/wav", True),
+    ],
+)
+def test_a_kind_fits_an_input_or_is_told(wanted: str, kind: str, content_type: str, fits: bool) -> None:
+    found = FileInput(node_id="7", name="x", value="", kind=wanted)
+    if fits:
+        check_kind(found, kind, content_type)
+        return
+    with pytest.raises(UnsupportedContent) as caught:
+        check_kind(found, kind, content_type)
+    assert caught.value.details == {"input": "7.x", "content_type": content_type}
+    assert content_type in caught.value.message

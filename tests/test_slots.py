@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from comfyd.slots import Place, Slots
+from comfyd.slots import FETCHING, Place, Slots
 from comfyd.tasks import Ready
 
 
@@ -194,3 +194,122 @@ async def test_each_backend_has_its_own_prefetch() -> None:
             made.come(ready(seq))
         await settle()
         assert sum(entry.startswith("enter") for entry in made.log) == 6
+
+
+# those that wait for their files
+
+
+class Fetching:
+    """Tasks that enter, fetch until told, and then sit; each in the order in which it gets there."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+        self.entered: list[str] = []
+        self.seated: list[str] = []
+        self.gates: dict[str, asyncio.Event] = {}
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def come(self, who: Ready, *, slow: bool = False) -> None:
+        """Somebody wants in; a slow one fetches until `arrive`."""
+        gate = self.gates[who.task_id] = asyncio.Event()
+        if not slow:
+            gate.set()
+        self.tasks.append(asyncio.ensure_future(self._live(who, gate)))
+
+    async def _live(self, who: Ready, gate: asyncio.Event) -> None:
+        async with self.slots.admit(who) as place:
+            self.entered.append(who.task_id)
+            with place.fetching():
+                await gate.wait()
+            await place.acquire()
+            self.seated.append(who.task_id)
+            await asyncio.Event().wait()
+
+    async def arrive(self, task_id: str) -> None:
+        """Its files are here."""
+        self.gates[task_id].set()
+        await settle()
+
+    async def go(self, task_id: str) -> None:
+        """The one that sits is done, or the one that fetches is canceled."""
+        index = list(self.gates).index(task_id)
+        self.tasks[index].cancel()
+        await settle()
+
+
+@asynccontextmanager
+async def fetching(*hosts: FakeHost, prefetch: int = 1) -> AsyncIterator[Fetching]:
+    made = Fetching(Slots(hosts, prefetch))
+    try:
+        yield made
+    finally:
+        for task in made.tasks:
+            task.cancel()
+        await asyncio.gather(*made.tasks, return_exceptions=True)
+
+
+async def test_slow_files_do_not_keep_others_from_a_slot() -> None:
+    async with fetching(FakeHost(), prefetch=0) as made:
+        for seq in range(FETCHING):
+            made.come(ready(seq), slow=True)
+        made.come(ready(FETCHING))
+        await settle()
+        assert made.seated == [f"t{FETCHING}"]
+
+
+async def test_no_more_than_so_many_wait_for_their_files_beside_the_prepared_ones() -> None:
+    async with fetching(FakeHost(), FakeHost("b"), prefetch=1) as made:
+        for seq in range(100):
+            made.come(ready(seq), slow=True)
+        await settle()
+        assert made.entered == [f"t{n}" for n in range(2 * FETCHING + 4)]  # two slots, two prepared ahead
+
+
+async def test_a_slot_waits_for_nobody_and_goes_to_the_most_urgent_that_is_ready() -> None:
+    async with fetching(FakeHost(), prefetch=2) as made:
+        made.come(ready(0), slow=True)
+        made.come(ready(1))
+        made.come(ready(2))
+        made.come(ready(3), slow=True)
+        await settle()
+        assert made.seated == ["t1"]
+        await made.arrive("t3")
+        await made.arrive("t0")
+        await made.go("t1")
+        await made.go("t0")
+        assert made.seated == ["t1", "t0", "t2"]
+
+
+async def test_files_that_all_arrive_at_once_make_no_room_for_more() -> None:
+    async with fetching(FakeHost(), prefetch=1) as made:
+        for seq in range(4):
+            made.come(ready(seq), slow=True)
+        await settle()
+        for seq in range(4):
+            await made.arrive(f"t{seq}")
+        made.come(ready(9))
+        await settle()
+        assert (made.seated, "t9" in made.entered) == (["t0"], False)
+        for seq in range(3):
+            await made.go(f"t{seq}")
+        assert made.seated == ["t0", "t1", "t2", "t3"]
+        assert "t9" in made.entered
+
+
+async def test_an_urgent_one_enters_however_many_wait_for_their_files() -> None:
+    async with fetching(FakeHost(), prefetch=0) as made:
+        for seq in range(3 * FETCHING):
+            made.come(ready(seq), slow=True)
+        made.come(ready(999, priority=1))
+        await settle()
+        assert made.seated == ["t999"]
+
+
+async def test_who_is_canceled_while_fetching_makes_room_for_the_next_one() -> None:
+    async with fetching(FakeHost(), prefetch=0) as made:
+        for seq in range(FETCHING + 2):
+            made.come(ready(seq), slow=True)
+        await settle()
+        assert len(made.entered) == FETCHING + 1
+        await made.go("t0")
+        assert made.entered[-1] == f"t{FETCHING + 1}"

@@ -1,19 +1,31 @@
 """Leg 1: what is accepted is on disk, what is wrong leaves no trace."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from comfyd.catalog import Catalog
 from comfyd.clock import SystemClock
-from comfyd.config import LimitsConfig, QueueConfig
-from comfyd.errors import InvalidInputs, InvalidWorkflow, QueueFull, UnknownWorkflow, WorkflowFormatUi
+from comfyd.config import LimitsConfig, QueueConfig, StorageConfig
+from comfyd.errors import (
+    InvalidInputs,
+    InvalidWorkflow,
+    QueueFull,
+    StorageNotConfigured,
+    UnknownWorkflow,
+    WorkflowFormatUi,
+)
+from comfyd.graphs import GraphLimits
+from comfyd.intake import GraphChecker
 from comfyd.simulator import Simulator, SimulatorOptions
-from comfyd.submission import GraphChecker, SubmitRequest, Terms
-from comfyd.tasks import IdempotencyKey, Policy, Status
+from comfyd.submission import Renderer, SubmitRequest, Terms
+from comfyd.tasks import IdempotencyKey, OutputOptions, Policy, Status
 from tests.support.service import Bench, bench, colored, configuration
+from tests.support.sources import data_uri, png
 from tests.support.values import GRAPH
 
 
@@ -126,14 +138,48 @@ async def test_a_comfyui_that_does_not_answer_keeps_nobody_waiting(made: Bench, 
 
 
 def test_a_tiny_time_out_is_not_none() -> None:
-    terms = Terms.of(QueueConfig(), LimitsConfig())
+    terms = Terms.of(QueueConfig(), LimitsConfig(), StorageConfig())
     assert terms.policy_of(SubmitRequest(workflow="w", timeout=0.0001)).timeout_ms == 1
 
 
 def test_terms_fill_in_what_a_request_leaves_open() -> None:
-    terms = Terms.of(QueueConfig(timeout=60, start_timeout=0, stall_timeout=1.5), LimitsConfig())
+    terms = Terms.of(
+        QueueConfig(timeout=60, start_timeout=0, stall_timeout=1.5), LimitsConfig(), StorageConfig()
+    )
     assert terms.policy == Policy(
         max_attempts=3, timeout_ms=60_000, start_timeout_ms=None, stall_timeout_ms=1_500
     )
     asked = terms.policy_of(SubmitRequest(workflow="w", start_timeout=5, max_attempts=1))
     assert asked == Policy(max_attempts=1, timeout_ms=60_000, start_timeout_ms=5_000, stall_timeout_ms=1_500)
+
+
+def renderer(**limits: int) -> Renderer:
+    return Renderer(Catalog(Path("none"), GraphLimits()), random.Random(1), GraphLimits(**limits))
+
+
+def test_a_data_uri_may_be_longer_than_a_text_until_its_length_is_checked() -> None:
+    small = renderer(string_length=100, data_uri_length=200)
+    for word in ("data:", "DATA:"):
+        graph = {"1": {"class_type": "A", "inputs": {"x": word + "a" * 150}}}
+        checked = small.render(SubmitRequest(workflow=graph)).graph
+        with pytest.raises(InvalidWorkflow) as caught:
+            small.check_lengths(checked)
+        assert caught.value.details["errors"][0]["type"] == "string_too_long"
+    for text in ("data:" + "a" * 200, "a" * 150):
+        with pytest.raises(InvalidWorkflow):
+            small.render(SubmitRequest(workflow={"1": {"class_type": "A", "inputs": {"x": text}}}))
+    small.check_lengths({"1": {"class_type": "A", "inputs": {"x": "data:a"}, "_meta": {}}})
+
+
+async def test_a_storage_that_cannot_be_used_is_refused_before_anything_is_looked_at(made: Bench) -> None:
+    with pytest.raises(StorageNotConfigured):
+        await made.submit("no-such-template", output=OutputOptions(storage="s3"))
+    assert await queued(made) == 0
+
+
+async def test_the_uploads_of_a_graph_are_in_its_row(made: Bench) -> None:
+    upload = await made.state.uploads.add_data_uri(data_uri(png()))
+    graph = colored(1)
+    graph["5"] = {"class_type": "LoadImage", "inputs": {"image": upload.reference}}
+    assert await made.store.uploads((await made.submit(graph)).id) == (upload.file,)
+    assert await made.store.uploads((await made.submit(colored(2))).id) == ()

@@ -109,8 +109,10 @@ def test_a_value_that_fits_is_taken_as_the_graph_wants_it(
         (spec("video"), "a\\b", "backslash"),
         (spec("audio"), "a.wav [output]", "another folder"),
         (spec("file"), "a.glb [temp] ", "another folder"),
-        (spec("image"), "https://x/a.png", "is an address"),
-        (spec("image"), "data:image/png;base64,AA", "is an address"),
+        (spec("image"), "ftp://x/a.png", "is an address"),
+        (spec("image"), "https://x/a b.png", "must be an http(s) url"),
+        (spec("image"), "data:image/png,AA", "must be an http(s) url"),
+        (spec("image"), "upload:cat.png", "must be an http(s) url"),
     ],
 )  # fmt: skip
 def test_a_value_that_does_not_fit_is_told_why(given_spec: TemplateInput, value: object, words: str) -> None:
@@ -284,6 +286,58 @@ def test_the_schema_and_rendering_agree_on_what_is_valid(
     else:
         assert valid
         check_structure(rendered.graph, LIMITS)
+
+
+REFERENCE = f"upload:{'0123456789abcdef' * 4}.png"
+PARTS = [
+    "http://", "HTTPS://", "ftp://", "x.example", "/a.png", "a", ".", "..", "/", " ", "\n", "\t", "\x00",
+    "data:", "DATA:", "image/png", ";", "base64", ",", "AAAA", "=", "\r\n", "upload:", REFERENCE,
+    "\x7f", REFERENCE[7:], "Upload:", "é", "[input]", " [output]", "\\", "~", "C:", "\u2028", "\ufeff",
+]  # fmt: skip
+GOOD = [
+    "http://x/a.png",
+    " https://x\n",
+    "data:;base64,",
+    "data:image/png; base64 ,AA==",
+    REFERENCE,
+    "b/a.png",
+]
+SOURCES = st.one_of(
+    st.lists(st.sampled_from(PARTS), max_size=7).map("".join),
+    st.sampled_from(GOOD),
+    st.tuples(st.sampled_from(GOOD), st.sampled_from(PARTS)).map("".join),
+    st.tuples(st.sampled_from(PARTS), st.sampled_from(GOOD)).map("".join),
+    st.sampled_from(["a", "http://a"]).flatmap(lambda text: st.integers(490, 510).map(lambda n: text * n)),
+    st.integers(4_090, 4_100).map(lambda length: "http://" + "a" * length),
+    st.text(max_size=6),
+)
+
+
+@QUIET
+@given(SOURCES)
+def test_the_pattern_of_file_inputs_is_what_they_take(value: str) -> None:
+    schema = json_schema(template(spec("image")))
+    Draft202012Validator.check_schema(schema)
+    assert Draft202012Validator(schema).is_valid({"x": value}) == (fit_value(spec("image"), value)[1] is None)
+
+
+@pytest.mark.parametrize("value", GOOD)
+@pytest.mark.parametrize("kind", ["image", "video", "audio", "file"])
+def test_files_from_elsewhere_fit_every_file_input_as_they_are(kind: Any, value: str) -> None:
+    assert fit_value(spec(kind), value) == (value, None)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\x00", "\x7f"])
+def test_a_file_name_ends_with_no_control_character(end: str) -> None:
+    schema = json_schema(template(spec("image")))
+    assert not Draft202012Validator(schema).is_valid({"x": f"a.png{end}"})
+    assert fit_value(spec("image"), f"a.png{end}")[1] is not None
+
+
+def test_a_long_data_uri_is_a_file_but_no_text() -> None:
+    uri = "data:image/png;base64," + "A" * 5_000_000
+    assert fit_value(spec("image"), uri)[1] is None
+    assert "at most" in (fit_value(spec("text"), uri)[1] or "")
 
 
 def test_addresses_set_inputs_of_a_raw_graph() -> None:

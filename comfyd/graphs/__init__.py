@@ -5,19 +5,11 @@ A graph is `{node_id: {"class_type": str, "inputs": {...}, "_meta": {...}}}`. An
 
 - `structure`: is this a graph at all, and one that cannot hurt ComfyUI? (`check_structure`)
 - `classes`: would this ComfyUI, by its `/object_info`, run it? (`check_against`)
+- `files`: which inputs take files, and what may stand there?
 - `edit`: addresses of inputs, and graphs made from graphs.
 """
 
-from comfyd.graphs.classes import (
-    FileInput,
-    ObjectInfo,
-    check_against,
-    executable_nodes,
-    file_inputs,
-    file_name_problem,
-    missing_classes,
-    output_nodes,
-)
+from comfyd.graphs.classes import check_against, executable_nodes, missing_classes, output_nodes
 from comfyd.graphs.edit import (
     Address,
     find_node,
@@ -27,6 +19,16 @@ from comfyd.graphs.edit import (
     set_input,
     shape_key,
 )
+from comfyd.graphs.files import (
+    FileInput,
+    check_kind,
+    file_inputs,
+    file_name_problem,
+    is_remote,
+    remote_inputs,
+    remote_values,
+)
+from comfyd.graphs.object_info import ObjectInfo
 from comfyd.graphs.structure import (
     Graph,
     GraphLimits,
@@ -44,6 +46,7 @@ __all__ = [
     "GraphLimits",
     "ObjectInfo",
     "check_against",
+    "check_kind",
     "check_structure",
     "class_types",
     "executable_nodes",
@@ -51,10 +54,13 @@ __all__ = [
     "file_name_problem",
     "find_node",
     "is_link",
+    "is_remote",
     "links",
     "missing_classes",
     "output_nodes",
     "parse_address",
+    "remote_inputs",
+    "remote_values",
     "rewrite_prefixes",
     "safe_prefix",
     "set_input",

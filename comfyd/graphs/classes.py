@@ -7,47 +7,18 @@ run time is found here: new-style combos, a bad value next to good outputs. And 
 
 import difflib
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable
 from typing import Any
 
+from comfyd.graphs.files import WELL_KNOWN_FILES, file_kind, file_name_problem
+from comfyd.graphs.object_info import ObjectInfo, Spec, class_of, literal, specs_of
 from comfyd.graphs.problems import Problems, shorten
 from comfyd.graphs.structure import Graph, is_link, links
 
-ObjectInfo = Mapping[str, Any]
-
-_WELL_KNOWN_FILES = {
-    ("LoadImage", "image"): "image",
-    ("LoadImageMask", "image"): "image",
-    ("LoadImageOutput", "image"): "image",
-    ("LoadAudio", "audio"): "audio",
-    ("LoadVideo", "file"): "video",
-    ("LoadLatent", "latent"): "file",
-}
 _LISTED = 20  # ComfyUI, too, lists no more than this many allowed values
 _COMPARED = 300  # so many values are searched for a near match; model folders may hold thousands
 _DYNAMIC = re.compile(r"COMFY_[A-Z0-9_]*_V\d+")  # their values lie under other names, such as "format.codec"
 _ANY = "*"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileInput:
-    """A literal input that names a file in one of ComfyUI's folders. `kind`: image, audio, video or file."""
-
-    node_id: str
-    name: str
-    value: str
-    kind: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Spec:
-    """One input of a class. `kind` is a type name or, for an old-style combo, the list of values."""
-
-    name: str
-    kind: Any
-    options: Mapping[str, Any]
-    required: bool
 
 
 def missing_classes(graph: Graph, object_info: ObjectInfo) -> set[str]:
@@ -60,7 +31,7 @@ def output_nodes(graph: Graph, object_info: ObjectInfo) -> list[str]:
     return [
         node_id
         for node_id, node in graph.items()
-        if _class(object_info, node["class_type"]).get("output_node") is True
+        if class_of(object_info, node["class_type"]).get("output_node") is True
     ]
 
 
@@ -69,51 +40,19 @@ def executable_nodes(graph: Graph, object_info: ObjectInfo) -> set[str]:
     return _upstream(graph, output_nodes(graph, object_info))
 
 
-def file_inputs(graph: Graph, object_info: ObjectInfo | None) -> list[FileInput]:
-    """The literal inputs that choose a file, by the upload flags of the class or, unknown, by well-known
-    names."""
-    found = []
-    for node_id, node in graph.items():
-        class_type = node["class_type"]
-        kinds = {name: kind for (owner, name), kind in _WELL_KNOWN_FILES.items() if owner == class_type}
-        if object_info is not None and class_type in object_info:
-            for spec in _specs(_class(object_info, class_type)):
-                kind = _file_kind(spec.options)
-                if kind is not None:
-                    kinds[spec.name] = kind
-        for name, kind in kinds.items():
-            value = _literal(node["inputs"].get(name))
-            if isinstance(value, str):
-                found.append(FileInput(node_id=node_id, name=name, value=value, kind=kind))
-    return found
-
-
-def file_name_problem(value: str) -> str | None:
-    """Say why a name may not stand for a file in ComfyUI's folders, or return None.
-
-    ComfyUI 0.3.75 takes absolute paths and `..` and would read any file of its machine (protocol, section
-    10). The suffixes ` [input]`, ` [output]` and ` [temp]` choose the folder and are not judged here.
-    """
-    name = re.sub(r"\s*\[(?:input|output|temp)\]\s*$", "", value)
-    if not name.strip():
-        return "names no file"
-    if re.search(r"[\x00-\x1f\x7f]", value):
-        return "holds control characters"
-    if "\\" in name:
-        return "holds a backslash: folders are separated by /"
-    if name.startswith(("/", "~")) or re.match(r"[A-Za-z]:", name):
-        return "is an absolute path: name a file of ComfyUI's input folder"
-    if any(part.strip() == ".." for part in name.split("/")):
-        return "leaves ComfyUI's folder with .."
-    return None
-
-
-def check_against(graph: Graph, object_info: ObjectInfo, *, replaceable: Container[str] = ()) -> None:
+def check_against(
+    graph: Graph,
+    object_info: ObjectInfo,
+    *,
+    replaceable: Container[str] = (),
+    remote: Container[tuple[str, str]] = (),
+) -> None:
     """Raise `InvalidWorkflow`, naming every node and input, unless this ComfyUI would run the checked graph
     as a whole.
 
     `object_info` is the whole answer of `/object_info`. A class in `replaceable` may be unknown: the server
-    runs another in its place (protocol, section 15).
+    runs another in its place (protocol, section 15). The values of the inputs `remote` (node id, name) stand
+    for files that are still to be brought, and are not judged.
     """
     problems = Problems()
     unknown = missing_classes(graph, object_info)
@@ -132,8 +71,9 @@ def check_against(graph: Graph, object_info: ObjectInfo, *, replaceable: Contain
         if problems.full:
             break
         if node_id in running and node["class_type"] not in unknown:
-            for spec in _specs(_class(object_info, node["class_type"])):
-                _check_input(graph, node_id, spec, object_info, problems)
+            for spec in specs_of(class_of(object_info, node["class_type"])):
+                if (node_id, spec.name) not in remote:
+                    _check_input(graph, node_id, spec, object_info, problems)
     if problems:
         raise problems.error()
 
@@ -159,42 +99,7 @@ def _upstream(graph: Graph, roots: Iterable[str]) -> set[str]:
     return seen
 
 
-def _class(object_info: ObjectInfo, class_type: str) -> Mapping[str, Any]:
-    """What is said of a class; custom nodes may have made anything of it, so only objects count."""
-    found = object_info.get(class_type)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _specs(node_class: Mapping[str, Any]) -> Iterator[_Spec]:
-    groups = node_class.get("input")
-    if not isinstance(groups, Mapping):
-        return
-    for group in ("required", "optional"):
-        members = groups.get(group)
-        if not isinstance(members, Mapping):
-            continue
-        for name, spec in members.items():
-            if isinstance(spec, list | tuple) and spec:
-                options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
-                yield _Spec(name=name, kind=spec[0], options=options, required=group == "required")
-
-
-def _file_kind(options: Mapping[str, Any]) -> str | None:
-    for key, value in options.items():
-        if value is True and key.endswith("_upload"):
-            # image_upload, animated_image_upload, video_upload, audio_upload, file_upload and later ones
-            kind = key.removesuffix("_upload").rpartition("_")[2]
-            return kind if kind in {"image", "audio", "video"} else "file"
-    return None
-
-
-def _literal(value: object) -> object:
-    return value["__value__"] if isinstance(value, dict) and "__value__" in value else value
-
-
-def _check_input(
-    graph: Graph, node_id: str, spec: _Spec, object_info: ObjectInfo, problems: Problems
-) -> None:
+def _check_input(graph: Graph, node_id: str, spec: Spec, object_info: ObjectInfo, problems: Problems) -> None:
     node = graph[node_id]
     if spec.name not in node["inputs"]:
         if spec.required and not _is_dynamic(spec.kind):
@@ -211,7 +116,7 @@ def _check_input(
             {},
         )
     else:
-        found = _value_problem(node["class_type"], _literal(value), spec)
+        found = _value_problem(node["class_type"], literal(value), spec)
     if found is not None:
         kind, message, facts = found
         problems.node(node_id, node, kind, message, name=spec.name, **facts)
@@ -224,10 +129,10 @@ def _is_dynamic(kind: object) -> bool:
 _Problem = tuple[str, str, dict[str, Any]]
 
 
-def _link_problem(graph: Graph, link: list[Any], spec: _Spec, object_info: ObjectInfo) -> _Problem | None:
+def _link_problem(graph: Graph, link: list[Any], spec: Spec, object_info: ObjectInfo) -> _Problem | None:
     source, slot = link
     class_type = graph[source]["class_type"]
-    outputs = _class(object_info, class_type).get("output")
+    outputs = class_of(object_info, class_type).get("output")
     if not isinstance(outputs, list | tuple):
         return None  # an unknown class: either told already or replaced by the server
     if slot >= len(outputs):
@@ -259,8 +164,8 @@ def _types_meet(received: object, wanted: object) -> bool:
     return _ANY in given or _ANY in taken or not given.isdisjoint(taken)
 
 
-def _value_problem(class_type: str, value: object, spec: _Spec) -> _Problem | None:
-    if _file_kind(spec.options) is not None or (class_type, spec.name) in _WELL_KNOWN_FILES:
+def _value_problem(class_type: str, value: object, spec: Spec) -> _Problem | None:
+    if file_kind(spec.options) is not None or (class_type, spec.name) in WELL_KNOWN_FILES:
         problem = file_name_problem(value) if isinstance(value, str) else None
         return (
             None if problem is None else ("custom_validation_failed", problem, {"received": _received(value)})
@@ -278,7 +183,7 @@ def _received(value: object) -> object:
     return value if value is None or isinstance(value, int | float) else shorten(value)
 
 
-def _number_problem(value: Any, spec: _Spec) -> _Problem | None:
+def _number_problem(value: Any, spec: Spec) -> _Problem | None:
     try:
         # ComfyUI's own coercion: "64", 64.9 and true are integers for it.
         number = int(value) if spec.kind == "INT" else float(value)
@@ -306,7 +211,7 @@ def _number_problem(value: Any, spec: _Spec) -> _Problem | None:
     return None
 
 
-def _choice_problem(value: object, choices: object, spec: _Spec) -> _Problem | None:
+def _choice_problem(value: object, choices: object, spec: Spec) -> _Problem | None:
     if not isinstance(choices, list) or spec.options.get("remote") or spec.options.get("multiselect"):
         return None
     if value in choices:

@@ -23,6 +23,7 @@ class GraphLimits:
     nodes: int = 5_000
     depth: int = 64
     string_length: int = 1_000_000  # characters
+    data_uri_length: int = 33_554_432  # characters of a string that begins with `data:`
     size_bytes: int = 33_554_432  # of its JSON text, about
 
     def __post_init__(self) -> None:
@@ -155,8 +156,8 @@ class _Copier:
     def text(self, value: str) -> str:
         """Count and return a string."""
         length = len(value)
-        if length > self._limits.string_length:
-            limit = self._limits.string_length
+        limit = self._limits.data_uri_length if value[:5].lower() == "data:" else self._limits.string_length
+        if length > limit:
             raise _TooMuch(
                 "string_too_long", f"a string of {length} characters is longer than {limit}", limit
             )

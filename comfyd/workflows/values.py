@@ -14,6 +14,7 @@ from comfyd.graphs import (
     GraphLimits,
     check_structure,
     file_name_problem,
+    is_remote,
     parse_address,
     set_input,
 )
@@ -27,11 +28,17 @@ MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
 MAX_DRAWN = 2**53 - 1
 _SHOWN = 100
 
-# `_file_problem` as a regular expression, for the JSON Schema; a test keeps them equal.
+# `_file_problem` as a regular expression, for the JSON Schema; a test keeps them equal. It ends with
+# `(?![\s\S])` because `$` means the same only outside of Python, where it also stands before a line break.
 FILE_PATTERN = (
-    r"^(?!\s*(?:\[input\]\s*)?$)(?![/~])(?![A-Za-z]:)(?!data:)(?!.*://)"
-    r"(?!(?:.*/)?\s*\.\.\s*(?:/|(?:\[input\]\s*)?$))(?!.*\\)(?!.*\[(?:output|temp)\]\s*$)[^\x00-\x1f\x7f]*$"
+    r"^(?:\s*[Hh][Tt][Tt][Pp][Ss]?://\S{1,4096}\s*|\s*data:[^,]*;\s*base64\s*,[^\x00]*"
+    r"|\s*upload:[0-9a-f]{64}\.[a-z0-9]{1,16}\s*"
+    r"|(?=[^\x00-\x1f\x7f]{1,500}(?![\s\S]))(?!\s*(?:\[input\]\s*)?$)(?![/~])(?![A-Za-z]:)"
+    r"(?!\s*(?:[Dd][Aa][Tt][Aa]|[Uu][Pp][Ll][Oo][Aa][Dd]|[Hh][Tt][Tt][Pp][Ss]?):)(?!.*://)"
+    r"(?!(?:.*/)?\s*\.\.\s*(?:/|(?:\[input\]\s*)?$))(?!.*\\)(?!.*\[(?:output|temp)\]\s*$)[^\x00-\x1f\x7f]*)"
+    r"(?![\s\S])"
 )
+_REMOTE = re.compile(FILE_PATTERN.partition("|(?=")[0] + r")(?![\s\S])")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +153,10 @@ def _property(spec: TemplateInput) -> dict[str, Any]:
         article = "An" if spec.type in {"image", "audio"} else "A"
         kind = spec.type if spec.type == "file" else f"{spec.type} file"
         description.append(
-            f"{article} {kind}: a name in ComfyUI's input folder, or the reference of an upload."
+            f"{article} {kind}: an http(s) url, a data URI in base64, the reference of an upload "
+            "(POST /api/inputs), or a name in ComfyUI's input folder."
         )
-        found |= {"type": "string", "minLength": 1, "maxLength": MAX_FILE_NAME, "pattern": FILE_PATTERN}
+        found |= {"type": "string", "minLength": 1, "pattern": FILE_PATTERN}
     elif spec.type in {"string", "text"}:
         found |= {"type": "string", "maxLength": MAX_TEXT}
     elif spec.type == "choice":
@@ -212,11 +220,16 @@ def _fit_number(spec: TemplateInput, value: object) -> tuple[int | float | None,
 
 def _file_problem(value: object) -> str | None:
     if not isinstance(value, str):
-        return f"must be the name of a file, not {_kind(value)}"
+        return f"must be the name of a file, a url, a data URI or an upload, not {_kind(value)}"
+    if is_remote(value):
+        wanted = (
+            'an http(s) url without blanks, "data:...;base64,..." or "upload:..." as POST /api/inputs gives'
+        )
+        return None if _REMOTE.match(value) else f"must be {wanted}"
     if len(value) > MAX_FILE_NAME:
         return f"must be at most {MAX_FILE_NAME} characters long, not {len(value)}"
-    if "://" in value or value.startswith("data:"):
-        return "is an address: only a file in ComfyUI's input folder or an upload is accepted"
+    if "://" in value:
+        return "is an address of another kind than http and https"
     if re.search(r"\[(?:output|temp)\]\s*$", value):
         return "names another folder than ComfyUI's input folder"
     return file_name_problem(value)
