@@ -1,124 +1,195 @@
-"""Output files become artefacts: streamed from ComfyUI into the storage; never a whole file in memory."""
+"""Output files become artefacts: from ComfyUI to this machine's disk, and from there into a storage.
+
+Never a whole file in memory, never a GPU run for a storage's sake: what is here waits for its storage.
+"""
 
 import asyncio
 import hashlib
-import io
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Final
 
-import imagesize
+import msgspec
 import structlog
 
+from comfyd import media
 from comfyd.clock import Clock
 from comfyd.comfy.files import OutputStream
 from comfyd.comfy.outputs import content_type
-from comfyd.errors import BackendUnclear, BackendUnreachable, OutputUnavailable, StorageError
+from comfyd.disk import Digest, digest_of, write_stream
+from comfyd.errors import (
+    BackendUnclear,
+    BackendUnreachable,
+    NotAccepted,
+    OutputUnavailable,
+    StorageError,
+)
+from comfyd.loops import Health
 from comfyd.metrics import Metrics
-from comfyd.storage.base import Storage
-from comfyd.tasks import Artefact, OutputFile, OutputType
+from comfyd.scratch import Scratch
+from comfyd.storage.base import LocalFile
+from comfyd.storage.opening import Storages
+from comfyd.tasks import Artefact, OutputFile, OutputOptions, PictureFormat
 
 log = structlog.get_logger("comfyd.artefacts")
 
-AT_ONCE: Final = 4
-"""Files of one task that are transferred at the same time."""
+SHAPED_AT_ONCE: Final = 2
+"""Files that are converted or stripped at the same time: a picture lies in memory whole meanwhile."""
 TRIES: Final = 5
+"""How often a file is asked of a ComfyUI that answers without giving it."""
 FIRST_PAUSE_MS: Final = 200
 MOST_PAUSE_MS: Final = 5_000
-HEAD_BYTES: Final = 1 << 18
-"""How much of a picture is kept to read its size from."""
+STORAGE_PAUSE_MS: Final = 30_000
+"""The longest pause between two tries at a storage."""
 INLINE_TEXT: Final = 65_536
 """Characters of a text output that the task itself shows."""
+
+_CONVERTIBLE: Final = frozenset(
+    f"image/{kind}" for kind in ("png", "apng", "jpeg", "webp", "avif", "gif", "bmp", "tiff")
+)
 
 Source = Callable[[OutputFile], AbstractAsyncContextManager[OutputStream]]
 """Opens an output file where it is."""
 
 
-class ArtefactWriter:
-    """Stores the outputs of attempts. Lives as long as the process."""
+class StoringTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """How long artefacts wait for a storage, and how much of them tasks show."""
 
-    def __init__(self, storage: Storage, metrics: Metrics, clock: Clock) -> None:
-        self._storage = storage
+    retry_ms: int
+    """0 is 'no limit'."""
+    inline_bytes: int
+
+
+class ArtefactWriter:
+    """Stores output files. Lives as long as the process and keeps nothing between files."""
+
+    def __init__(
+        self,
+        storages: Storages,
+        scratch: Scratch,
+        health: Health,
+        metrics: Metrics,
+        clock: Clock,
+        terms: StoringTerms,
+    ) -> None:
+        self._storages = storages
+        self._scratch = scratch
+        self._health = health
         self._metrics = metrics
         self._clock = clock
+        self._terms = terms
+        self.inline_bytes = terms.inline_bytes
+        """Of the outputs of one attempt."""
+        self._shaping = asyncio.Semaphore(SHAPED_AT_ONCE)
 
-    async def write(
-        self, task_id: str, number: int, files: Sequence[OutputFile], source: Source
-    ) -> tuple[Artefact, ...]:
-        """Store all files of attempt `number`, or none. The keys are the same on a repeat.
+    async def write(self, path: str, file: OutputFile, options: OutputOptions, source: Source) -> Artefact:
+        """Store one file; `path` is what comes before its own part of the key, which is the same on a repeat.
 
-        Waits while ComfyUI is down: its files outlive it. Raises `OutputUnavailable`, `BackendUnclear` or
-        `StorageError` when a file could not be had after several tries.
+        Waits while ComfyUI is down: its files outlive it. Waits while the storage fails, as long as is
+        configured. Raises `OutputUnavailable`, `BackendUnclear`, `StorageError`, `MediaError`.
         """
-        gate = asyncio.Semaphore(AT_ONCE)
+        async with self._scratch.file() as raw, self._scratch.file() as made:
+            spooled = await self._spooled(file, source, raw)
+            local = spooled
+            if options.format is not None or options.strip:
+                async with self._shaping:
+                    local = await _shaped_on_a_thread(spooled, file, options, made)
+            facts = await asyncio.to_thread(media.facts, local.path, local.content_type)
+            key = f"{path}/{_own_part(file, local.name)}"
+            storage, location = await self._stored(options.storage or self._storages.default, key, local)
+            small = options.inline and local.size_bytes <= self._terms.inline_bytes
+            data = await asyncio.to_thread(local.path.read_bytes) if small else None
+        self._metrics.stored(local.size_bytes)
+        return Artefact(
+            node_id=file.node_id,
+            index=file.index,
+            name=local.name,
+            type=file.type,
+            content_type=local.content_type,
+            size_bytes=local.size_bytes,
+            sha256=local.sha256,
+            key=key,
+            storage=storage,
+            location=location,
+            width=facts.width,
+            height=facts.height,
+            duration=facts.duration,
+            text=file.text if file.text is not None and len(file.text) <= INLINE_TEXT else None,
+            data=data,
+        )
 
-        async def one(file: OutputFile) -> Artefact:
-            async with gate:
-                return await self._persistently(file, _key(task_id, number, file), source)
+    async def forget(self, path: str, files: Sequence[OutputFile], options: OutputOptions) -> None:
+        """Delete what there may be of these files."""
+        places = {options.storage or self._storages.default, self._storages.fallback}
+        await self._storages.delete(
+            [
+                (place, f"{path}/{_own_part(file, name)}")
+                for place in places
+                for file in files
+                for name in _names(file, options)
+            ]
+        )
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                waiting = [group.create_task(one(file)) for file in files]
-        except ExceptionGroup as failed:
-            await self.forget(task_id, number, files)
-            raise failed.exceptions[0] from None
-        return tuple(task.result() for task in waiting)
-
-    async def forget(self, task_id: str, number: int, files: Sequence[OutputFile]) -> None:
-        """Delete what there is of these files."""
-        await forget(self._storage, [_key(task_id, number, file) for file in files])
-
-    async def _persistently(self, file: OutputFile, key: str, source: Source) -> Artefact:
-        pause, tried = FIRST_PAUSE_MS, 0
+    async def _spooled(self, file: OutputFile, source: Source, raw: Path) -> LocalFile:
+        """Bring the file from where it is to `raw`."""
+        pause, tried, since = FIRST_PAUSE_MS, 0, self._clock.monotonic()
         while True:
             try:
-                return await self._once(file, key, source)
+                async with source(file) as stream:
+                    digest = await write_stream("cannot use data.dir", raw, stream.chunks, md5=True)
+                if digest.size_bytes == 0 and file.text is None:
+                    raise OutputUnavailable(f"ComfyUI serves {file.filename} empty")
+                return _local(raw, digest, stream.content_type, PurePosixPath(file.filename).name)
             except BackendUnreachable as exc:
-                log.info("artefact.waits", key=key, reason=exc.message)
-            except (OutputUnavailable, BackendUnclear, StorageError) as exc:
+                log.info("artefact.waits", file=file.filename, reason=exc.message)
+            except StorageError as exc:  # this machine's own disk
+                self._refuse_patience(exc, since)
+                log.warning("artefact.waits", file=file.filename, reason=exc.message)
+            except (OutputUnavailable, BackendUnclear) as exc:
                 tried += 1
                 if tried == TRIES or (
                     isinstance(exc, OutputUnavailable) and exc.details.get("status") == 404
                 ):
                     raise
-                log.info("artefact.again", key=key, reason=exc.message, tried=tried)
+                log.info("artefact.again", file=file.filename, reason=exc.message, tried=tried)
+            await asyncio.to_thread(raw.unlink, missing_ok=True)
             await self._clock.sleep(pause)
             pause = min(pause * 2, MOST_PAUSE_MS)
 
-    async def _once(self, file: OutputFile, key: str, source: Source) -> Artefact:
-        head = bytearray()
-        async with source(file) as stream:
-            stored = await self._storage.put(key, _tee(stream.chunks, head), stream.content_type)
-            if stored.size_bytes == 0 and file.text is None:
-                await self._storage.delete(key)
-                raise OutputUnavailable(f"ComfyUI serves {file.filename} empty")
-        self._metrics.stored(stored.size_bytes)
-        width, height = _dimensions(bytes(head)) if file.type is OutputType.IMAGE else (None, None)
-        return Artefact(
-            node_id=file.node_id,
-            index=file.index,
-            name=PurePosixPath(file.filename).name,
-            type=file.type,
-            content_type=stream.content_type,
-            size_bytes=stored.size_bytes,
-            sha256=stored.sha256,
-            key=key,
-            storage=self._storage.name,
-            width=width,
-            height=height,
-            text=file.text if file.text is not None and len(file.text) <= INLINE_TEXT else None,
-        )
+    async def _stored(self, name: str, key: str, file: LocalFile) -> tuple[str, str | None]:
+        """Put the file where it belongs, however long that takes; the storage that took it, and its word."""
+        pause, since, failed = FIRST_PAUSE_MS, self._clock.monotonic(), False
+        while True:
+            try:
+                location = await (await self._storages.get(name)).put(key, file)
+            except NotAccepted as exc:
+                if failed:  # it answers again
+                    self._health.well(f"storage:{name}")
+                if name == self._storages.fallback:
+                    raise
+                log.info("artefact.falls_back", key=key, storage=name, reason=exc.message)
+                name, failed = self._storages.fallback, False
+                continue
+            except StorageError as exc:
+                failed = True
+                self._health.sick(f"storage:{name}", exc.message)
+                self._metrics.storage_failed(name)
+                self._refuse_patience(exc, since)
+                log.warning("artefact.waits", key=key, storage=name, reason=exc.message)
+            else:
+                self._health.well(f"storage:{name}")
+                return name, location
+            await self._clock.sleep(round(pause * (0.5 + self._clock.jitter() / 2)))
+            pause = min(pause * 2, STORAGE_PAUSE_MS)
 
-
-async def forget(storage: Storage, keys: Sequence[str]) -> None:
-    """Delete files that no row names any more. One that stays must not hold up what was decided."""
-    for key in keys:
-        try:
-            await storage.delete(key)
-        except StorageError as exc:
-            log.warning("file.left", key=key, reason=exc.message)
+    def _refuse_patience(self, error: StorageError, since: int) -> None:
+        """Raise the error when it has lasted too long. Another run would only bring the same file here."""
+        if self._terms.retry_ms and self._clock.monotonic() - since >= self._terms.retry_ms:
+            error.retryable = False
+            raise error
 
 
 @asynccontextmanager
@@ -136,23 +207,73 @@ def text_source(file: OutputFile) -> AbstractAsyncContextManager[OutputStream]:
     return from_memory((file.text or "").encode(), content_type(file.filename))
 
 
-def _key(task_id: str, number: int, file: OutputFile) -> str:
-    """`task/attempt/node_index_name`, in safe ASCII: what ComfyUI calls a file is data, never a path."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", PurePosixPath(file.filename).name)[-120:].lstrip(".") or "file"
+async def _shaped_on_a_thread(
+    local: LocalFile, file: OutputFile, options: OutputOptions, made: Path
+) -> LocalFile:
+    """See `_shaped`. Canceled it does not wait for the thread, which then deletes what it still makes."""
+    dropped = threading.Event()
+
+    def work() -> LocalFile:
+        try:
+            return _shaped(local, file, options, made)
+        finally:
+            if dropped.is_set():
+                made.unlink(missing_ok=True)
+
+    try:
+        return await asyncio.to_thread(work)
+    except asyncio.CancelledError:
+        dropped.set()
+        raise
+
+
+def _shaped(local: LocalFile, file: OutputFile, options: OutputOptions, made: Path) -> LocalFile:
+    """The file as the client wants it: itself, or another one at `made`. `MediaError`; for a thread."""
+    if file.text is not None:
+        return local
+    wanted = options.format
+    if (
+        wanted is not None
+        and local.content_type in _CONVERTIBLE
+        and media.convert(local.path, made, wanted.value, options.quality)
+    ):
+        # Nothing but the picture is taken over, so there is nothing to strip.
+        name = _renamed(local.name, wanted)
+        return _local(made, digest_of(made, md5=True), f"image/{wanted.value}", name)
+    if options.strip and media.strip(local.path, made):
+        return _local(made, digest_of(made, md5=True), local.content_type, local.name)
+    return local
+
+
+def _local(path: Path, digest: Digest, media_type: str, name: str) -> LocalFile:
+    return LocalFile(
+        path=path,
+        size_bytes=digest.size_bytes,
+        sha256=digest.sha256,
+        md5=digest.md5 or "",
+        content_type=media_type,
+        name=name,
+    )
+
+
+def _renamed(name: str, wanted: PictureFormat) -> str:
+    """The name with the extension of what it has become."""
+    extension = "jpg" if wanted is PictureFormat.JPEG else wanted.value
+    return f"{PurePosixPath(name).stem}.{extension}"
+
+
+def _names(file: OutputFile, options: OutputOptions) -> Iterator[str]:
+    """What the file may be called once it is stored. What it is, and not its name, made it a picture."""
+    name = PurePosixPath(file.filename).name
+    yield name
+    if options.format is not None and file.text is None:
+        yield _renamed(name, options.format)
+
+
+def _own_part(file: OutputFile, name: str) -> str:
+    """`node_index_name`, in safe ASCII: what ComfyUI calls a file is data, never a path."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-120:].lstrip(".") or "file"
     node = re.sub(r"[^A-Za-z0-9-]+", "-", file.node_id)[:60]
     if node != file.node_id:  # what was lost may be all that tells two nodes apart
         node = f"{node}-{hashlib.sha256(file.node_id.encode()).hexdigest()[:8]}"
-    return f"{task_id}/{number}/{node}_{file.index}_{name}"
-
-
-async def _tee(chunks: AsyncIterator[bytes], head: bytearray) -> AsyncIterator[bytes]:
-    async for chunk in chunks:
-        if len(head) < HEAD_BYTES:
-            head += chunk[: HEAD_BYTES - len(head)]
-        yield chunk
-
-
-def _dimensions(head: bytes) -> tuple[int | None, int | None]:
-    """Width and height in pixels, from a picture's first bytes; None where it is of an unknown kind."""
-    width, height = imagesize.get(io.BytesIO(head), exif_rotation=False)
-    return (int(width), int(height)) if width > 0 and height > 0 else (None, None)
+    return f"{node}_{file.index}_{safe}"

@@ -5,13 +5,12 @@ Each verb changes the row and then nudges whoever works on it.
 
 import structlog
 
-from comfyd.artefacts import forget
 from comfyd.clock import Clock
 from comfyd.errors import TaskNotFound
+from comfyd.forgetting import Forgetter
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
 from comfyd.queue import TaskQueue
-from comfyd.storage.base import Storage
 from comfyd.store.base import Store
 from comfyd.tasks import Task
 
@@ -22,10 +21,16 @@ class Control:
     """The verbs on existing tasks. Lives as long as the process."""
 
     def __init__(
-        self, store: Store, storage: Storage, queue: TaskQueue, board: Board, metrics: Metrics, clock: Clock
+        self,
+        store: Store,
+        forgetter: Forgetter,
+        queue: TaskQueue,
+        board: Board,
+        metrics: Metrics,
+        clock: Clock,
     ) -> None:
         self._store = store
-        self._storage = storage
+        self._forgetter = forgetter
         self._queue = queue
         self._board = board
         self._metrics = metrics
@@ -48,13 +53,18 @@ class Control:
         task = _found(await self._store.retry(task_id, self._clock.now()), task_id)
         self._board.status(task_id, task.status)
         self._queue.offer(task)
-        await forget(self._storage, [artefact.key for artefact in before.artefacts])
+        await self._forgetter.outputs(before.artefacts)
         return task
 
     async def delete(self, task_id: str) -> None:
-        """Forget an ended task and its files. Raises `Conflict` if it has not ended."""
+        """Forget an ended task, its outputs, and the uploads that no other task names.
+
+        Raises `Conflict` if it has not ended.
+        """
+        named = await self._store.uploads(task_id)
         task = _found(await self._store.delete(task_id), task_id)
-        await forget(self._storage, [artefact.key for artefact in task.artefacts])
+        await self._forgetter.outputs(task.artefacts)
+        await self._forgetter.uploads(named)
 
 
 def _found(task: Task | None, task_id: str) -> Task:

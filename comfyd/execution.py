@@ -1,13 +1,14 @@
 """Leg 2: a claim becomes an outcome, on one straight path that is entered again where a crash left it.
 
-    seat -> intent -> POST -> follow -> collect -> store
+    fetch inputs -> seat -> upload inputs -> intent -> POST -> follow -> collect -> store
 
 Every step first asks whether its result is recorded, or true in ComfyUI, and only then acts. Exceptions stop
 in `Executor.execute`, one of the two broad catches; how a task goes on is decided elsewhere (`lifecycle`).
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+import contextlib
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, TypeVar, assert_never
 
@@ -21,7 +22,7 @@ from comfyd.comfy import outputs
 from comfyd.comfy.backend import Backend
 from comfyd.comfy.files import OutputStream
 from comfyd.comfy.sightings import HistoryEntry
-from comfyd.errors import BackendError, ComfydError, StaleClaim
+from comfyd.errors import BackendError, BackendUnreachable, ComfydError, StaleClaim
 from comfyd.listener import Frame, Listener
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
@@ -29,10 +30,13 @@ from comfyd.prompt import Prompter
 from comfyd.queue import Attention
 from comfyd.run import Run, Stop, task_error
 from comfyd.slots import Place
+from comfyd.staging import Stager, Staging
 from comfyd.store.base import Store
+from comfyd.storing import Storing
 from comfyd.tasks import (
     Claim,
     Failed,
+    Graph,
     Interrupted,
     Interruption,
     Outcome,
@@ -64,10 +68,11 @@ TRANSIENT: Final = (
 class Executor:
     """Runs attempts. Lives as long as the process and keeps nothing between attempts."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - one for each stop of the pipeline
         self,
         store: Store,
         backends: Mapping[str, Backend],
+        stager: Stager,
         writer: ArtefactWriter,
         board: Board,
         metrics: Metrics,
@@ -75,6 +80,7 @@ class Executor:
     ) -> None:
         self._store = store
         self._backends = backends
+        self._stager = stager
         self._writer = writer
         self._board = board
         self._metrics = metrics
@@ -97,15 +103,44 @@ class Executor:
             return Failed(error=TaskError(code="internal_error", message=message, retryable=True))
 
     async def _pipeline(self, run: Run) -> Outcome:
-        if run.attempt.step is Step.CLAIMED:
+        task = run.claim.task
+        async with Storing(task, run.attempt, self._writer, self._board, self._clock) as storing:
+            if run.attempt.step is Step.CLAIMED:
+                backend = await self._prepare(run)
+            else:
+                backend = self._adopted(run)
+            if run.attempt.step is not Step.COLLECTED:
+                entry = await self._run_prompt(run, backend, storing)
+                run.place.release()
+                await self._collect(run, backend, entry)
+            return await self._keep(run, backend, storing)
+
+    async def _prepare(self, run: Run) -> Backend:
+        """Bring the inputs, and take a slot for the prompt."""
+        graph = run.claim.graph
+        async with self._stager.staging(graph, await self._known_classes(graph)) as staging:
+            if staging:
+                with run.place.fetching():
+                    await self._unless_canceled(run, staging.fetch())
+                if (
+                    len(self._backends) == 1
+                ):  # then it is known who will run it: the GPU need not wait for this
+                    (only,) = self._backends.values()
+                    await self._unless_canceled(run, _delivered(staging, only))
             backend = self._backends[await self._unless_canceled(run, run.place.acquire())]
-        else:
-            backend = self._adopted(run)
-        if run.attempt.step is not Step.COLLECTED:
-            entry = await self._run_prompt(run, backend)
-            run.place.release()
-            await self._collect(run, backend, entry)
-        return await self._keep(run, backend)
+            if staging:
+                run.graph = await self._unless_canceled(run, _delivered(staging, backend))
+        return backend
+
+    async def _known_classes(self, graph: Graph) -> Mapping[str, Any] | None:
+        """What some ComfyUI said of its classes, where that is needed to tell which inputs are files."""
+        if not graphs.remote_values(graph):
+            return None
+        for backend in self._backends.values():
+            if backend.state.ready:
+                with contextlib.suppress(BackendError):
+                    return await backend.object_info()
+        return None
 
     async def _unless_canceled(self, run: Run, work: Coroutine[Any, Any, T]) -> T:
         """Do this, but drop it at a cancel; only while nothing of the attempt is in ComfyUI's queue."""
@@ -131,8 +166,8 @@ class Executor:
             raise Stop(Interrupted(reason=Interruption.LOST, message=message))
         return backend
 
-    async def _run_prompt(self, run: Run, backend: Backend) -> HistoryEntry:
-        """From the POST to ComfyUI's verdict."""
+    async def _run_prompt(self, run: Run, backend: Backend, storing: Storing) -> HistoryEntry:
+        """From the POST to ComfyUI's verdict. What a node saves is stored while the next ones run."""
         task, graph = run.claim.task, run.claim.graph
         image_nodes = outputs.websocket_image_nodes(graph)
         nodes = await self._needed(backend, run)
@@ -142,6 +177,7 @@ class Executor:
         sent_under = UNSET if run.attempt.step is Step.CLAIMED else run.attempt.client_id
         with backend.watch(run.id, listener, sent_under) as watch, run.attention.relay(watch.nudge):
             listener.started = watch.nudge
+            listener.made = _storing_early(run, storing, backend)
             if run.attempt.step is Step.CLAIMED:
                 await self._prompter.submit(run, backend, watch)
             else:
@@ -149,6 +185,7 @@ class Executor:
             if run.attempt.step is Step.SUBMITTING:
                 await self._prompter.find(run, backend)
             entry = await self._prompter.follow(run, backend, watch, listener)
+            await storing.no_more_early()
             intact = watch.connected and watch.ended
         run.frames = listener.frames
         if entry.verdict == "success" and not listener.whole(intact=intact):
@@ -203,32 +240,47 @@ class Executor:
             message = f"ComfyUI ran only a part of the workflow: not node {', '.join(left_out)}"
             raise Stop(Failed(error=TaskError(code="partial_validation", message=message)))
 
-    async def _keep(self, run: Run, backend: Backend) -> Outcome:
+    async def _keep(self, run: Run, backend: Backend, storing: Storing) -> Outcome:
         """Store every collected file."""
         files = run.attempt.collected
         in_memory = [file for file in files if file.folder == SOCKET_FOLDER]
         if len(in_memory) != len(run.frames):
             await self._prompter.seen_running(run)
-            return _images_lost(run)
+            raise Stop(_images_lost(run))
         frames = {
             (file.node_id, file.index): frame for file, frame in zip(in_memory, run.frames, strict=True)
         }
 
         def source(file: OutputFile) -> AbstractAsyncContextManager[OutputStream]:
-            if file.text is not None:
-                return text_source(file)
             frame = frames.get((file.node_id, file.index))
             if frame is not None:
                 return from_memory(frame.data, frame.image_type)
-            return backend.open_output(file)
+            return _source(backend, file)
 
-        task_id, number = run.claim.task.id, run.attempt.number
-        storing = self._writer.write(task_id, number, files, source)
-        try:
-            return Succeeded(artefacts=await self._unless_canceled(run, storing))
-        except Stop:
-            await self._writer.forget(task_id, number, files)
-            raise
+        return Succeeded(artefacts=await self._unless_canceled(run, storing.finish(files, source)))
+
+
+async def _delivered(staging: Staging, backend: Backend) -> Graph:
+    """The graph with its files on this ComfyUI. One that was not reached was given nothing to do: free."""
+    try:
+        return await staging.deliver(backend)
+    except BackendUnreachable as exc:
+        raise Stop(Interrupted(reason=Interruption.LOST, message=exc.message)) from exc
+
+
+def _source(backend: Backend, file: OutputFile) -> AbstractAsyncContextManager[OutputStream]:
+    return text_source(file) if file.text is not None else backend.open_output(file)
+
+
+def _storing_early(run: Run, storing: Storing, backend: Backend) -> Callable[[str, dict[str, Any]], None]:
+    """What to do when a node has run: what it saved is wanted in any case."""
+
+    def made(node: str, output: dict[str, Any]) -> None:
+        for file in outputs.output_files({node: output}):
+            if file.text is not None or file.folder == "output":
+                storing.begin_early(file, lambda file: _source(backend, file), run.collect_early)
+
+    return made
 
 
 def _images_lost(run: Run) -> Outcome:

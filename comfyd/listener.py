@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -47,6 +47,8 @@ class Listener:
         self.running = False
         self.started: Callable[[], None] = _nothing
         """Called at the first sign of execution."""
+        self.made: Callable[[str, dict[str, Any]], None] = _nothing_made
+        """Called with a node and its outputs, as history will have them, when it has run."""
         self.last_sign = clock.monotonic()
 
     def __call__(self, message: messages.Message) -> None:
@@ -62,8 +64,9 @@ class Listener:
             case messages.Executing(node=str(node)):
                 self._tracker.started(node)
                 self.report()
-            case messages.Executed(node=node):
+            case messages.Executed(node=node, output=output):
                 self._tracker.finished(node)
+                self.made(node, output)
                 self.report()
             case messages.NodeProgress():
                 self._announced[message.node] = int(message.maximum)
@@ -131,3 +134,7 @@ class Listener:
 
 def _nothing() -> None:
     """What happens at a start that nobody waits for."""
+
+
+def _nothing_made(_: str, __: dict[str, Any]) -> None:
+    """What happens to outputs that nobody waits for."""

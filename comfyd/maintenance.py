@@ -15,6 +15,7 @@ from comfyd.errors import Conflict, TaskNotFound
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
 from comfyd.store.base import Store
+from comfyd.uploads import Uploads
 
 log = structlog.get_logger("comfyd.maintenance")
 
@@ -27,27 +28,62 @@ PROBE_SICK_MS: Final = 500
 
 
 class Retention:
-    """Forgets ended tasks and their files when they are old enough; `keep_ms` 0 keeps them for ever."""
+    """Forgets ended tasks and their files when they are too old, or too many bytes: the oldest first.
 
-    def __init__(self, store: Store, control: Control, clock: Clock, keep_ms: int) -> None:
+    `keep_ms` 0 and `keep_bytes` 0 are no limit.
+    """
+
+    def __init__(
+        self, store: Store, control: Control, clock: Clock, keep_ms: int, keep_bytes: int = 0
+    ) -> None:
         self._store = store
         self._control = control
         self._clock = clock
         self._keep_ms = keep_ms
+        self._keep_bytes = keep_bytes
 
     async def step(self) -> int:
-        """Forget one batch; comes back at once while there is more."""
-        if self._keep_ms == 0:
-            return RETENTION_EVERY_MS
-        old = await self._store.ended_before(self._clock.now() - self._keep_ms, BATCH)
-        for task_id in old:
+        """Forget one batch of the old, and of the rest what is too much; comes back while there is more."""
+        old: tuple[str, ...] = ()
+        if self._keep_ms:
+            old = await self._store.ended_before(self._clock.now() - self._keep_ms, BATCH)
+            await self._forget(old)
+        more = await self._forget_bytes() if self._keep_bytes else False
+        return 0 if more or len(old) == BATCH else RETENTION_EVERY_MS
+
+    async def _forget_bytes(self) -> bool:
+        """Forget the oldest tasks while there are too many bytes; whether to go on at once."""
+        if await self._store.artefact_bytes() <= self._keep_bytes:
+            return False
+        for task_id in await self._store.ended_before(self._clock.now() + 1, BATCH):
+            if await self._store.artefact_bytes() <= self._keep_bytes:
+                return False
+            await self._forget((task_id,))
+        return bool(await self._store.ended_before(self._clock.now() + 1, 1))
+
+    async def _forget(self, task_ids: Sequence[str]) -> None:
+        for task_id in task_ids:
             try:
                 await self._control.delete(task_id)
             except (TaskNotFound, Conflict) as exc:
                 log.info("retention.skipped", task_id=task_id, reason=exc.message)
-        if old:
-            log.info("retention.forgot", tasks=len(old))
-        return 0 if len(old) == BATCH else RETENTION_EVERY_MS
+        if task_ids:
+            log.info("retention.forgot", tasks=len(task_ids))
+
+
+class UploadSweep:
+    """Forgets uploads that no task uses."""
+
+    def __init__(self, store: Store, uploads: Uploads) -> None:
+        self._store = store
+        self._uploads = uploads
+
+    async def step(self) -> int:
+        """Forget one batch."""
+        gone = await self._uploads.sweep(self._store.unused_uploads, BATCH)
+        if gone:
+            log.info("uploads.forgot", files=gone)
+        return 0 if gone == BATCH else RETENTION_EVERY_MS
 
 
 class Figures:

@@ -47,6 +47,16 @@ class Metrics:
             "comfyd_stored_bytes", "Bytes of artefacts put into the storage.", registry=self.registry
         )
 
+        self._storage_failures = Counter(
+            "comfyd_storage_failures",
+            "Failed tries to store an artefact, by storage.",
+            ["storage"],
+            registry=self.registry,
+        )
+        self._fetched = Counter(
+            "comfyd_fetched_bytes", "Bytes of inputs fetched from urls.", registry=self.registry
+        )
+
     def _histogram(self, name: str, text: str) -> Histogram:
         return Histogram(name, text, buckets=SECONDS, registry=self.registry)
 
@@ -84,6 +94,14 @@ class Metrics:
     def stored(self, size_bytes: int) -> None:
         """An artefact was stored."""
         self._stored.inc(size_bytes)
+
+    def storage_failed(self, storage: str) -> None:
+        """A storage did not take an artefact; it is tried again."""
+        self._storage_failures.labels(storage).inc()
+
+    def fetched(self, size_bytes: int) -> None:
+        """An input was fetched."""
+        self._fetched.inc(size_bytes)
 
     def render(self) -> tuple[bytes, str]:
         """The text that Prometheus reads, and its content type."""

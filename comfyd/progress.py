@@ -2,13 +2,13 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
 import msgspec
 
-from comfyd.tasks import Status
+from comfyd.tasks import Artefact, Status
 
 EVENTS_HELD: Final = 256
 """How many events may wait for one slow watcher before it is closed."""
@@ -164,6 +164,7 @@ class Board:
 
     def __init__(self) -> None:
         self._progress: dict[str, Progress] = {}
+        self._artefacts: dict[str, dict[str, Artefact]] = {}
         self._watchers: dict[str, set[Watcher]] = {}
         self._encoder = msgspec.json.Encoder()
 
@@ -178,10 +179,30 @@ class Board:
         self._progress[task_id] = progress
         self.publish(task_id, "progress", progress)
 
+    def artefacts(self, task_id: str) -> tuple[Artefact, ...]:
+        """What a running task has stored so far; its row has them when it succeeded."""
+        return tuple(self._artefacts.get(task_id, {}).values())
+
+    def stored(self, task_id: str, artefact: Artefact) -> None:
+        """A running task has an output."""
+        self._artefacts.setdefault(task_id, {})[artefact.key] = artefact
+        self.publish(task_id, "output", artefact)
+
+    def withdrawn(self, task_id: str, places: Container[tuple[str, int]] | None = None) -> None:
+        """What a running task had stored is gone again: all, or what has these node ids and indices."""
+        kept = {
+            key: artefact
+            for key, artefact in self._artefacts.pop(task_id, {}).items()
+            if places is not None and (artefact.node_id, artefact.index) not in places
+        }
+        if kept:
+            self._artefacts[task_id] = kept
+
     def status(self, task_id: str, status: Status) -> None:
         """A task's status has changed, durably."""
         if status is not Status.RUNNING:
             self._progress.pop(task_id, None)
+            self._artefacts.pop(task_id, None)
         body = {"task_id": task_id, "status": status}
         event = Event(name="status", data=self._encoder.encode(body), final=status.terminal)
         self._hand_out(task_id, event)

@@ -83,7 +83,7 @@ class Prompter:
 
     async def submit(self, run: Run, backend: Backend, watch: Watch) -> None:
         """Record the intent, then POST; in the order in which the slots were given."""
-        graph = graphs.rewrite_prefixes(run.claim.graph, f"comfyd/{run.id}")
+        graph = graphs.rewrite_prefixes(run.graph, f"comfyd/{run.id}")
         async with self._turns.setdefault(backend.name, asyncio.Lock()):
             await self.stop_if_canceled(run)
             client_id = watch.client_id or self._clock.new_id()

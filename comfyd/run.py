@@ -1,6 +1,7 @@
 """One attempt while it is worked on: its claim, how far it durably got, the way out early; never decides."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Literal, TypeVar
 
 import msgspec
@@ -12,7 +13,7 @@ from comfyd.listener import Frame
 from comfyd.queue import Attention
 from comfyd.slots import Place
 from comfyd.store.base import Store
-from comfyd.tasks import Attempt, Claim, Outcome, Step, TaskError
+from comfyd.tasks import Attempt, Claim, Graph, Outcome, OutputFile, Step, TaskError
 
 T = TypeVar("T")
 
@@ -41,10 +42,13 @@ class Run:
         self.place = place
         self.attention = attention
         self.attempt: Attempt = claim.attempt
+        self.graph: Graph = claim.graph
+        """What ComfyUI is given: the task's graph, with the names of the files that were brought to it."""
         self.frames: list[Frame] = []
         self._store = store
         self._clock = clock
         self._marks: dict[str, int] = {}
+        self._recording = asyncio.Lock()
         for moment in ("accepted_at", "seen_running_at"):
             before = getattr(claim.attempt, moment)
             if before is not None:  # in an earlier process: the wall clock is all there is to tell
@@ -60,6 +64,15 @@ class Run:
 
         Raises `StaleClaim` if it is no longer the live one.
         """
+        async with self._recording:
+            await self._record(step, facts)
+
+    async def collect_early(self, file: OutputFile) -> None:
+        """Make it durable that this output may be stored before the prompt has ended. Raises `StaleClaim`."""
+        async with self._recording:
+            await self._record(self.attempt.step, {"collected": (*self.attempt.collected, file)})
+
+    async def _record(self, step: Step, facts: Mapping[str, object]) -> None:
         attempt = msgspec.structs.replace(self.attempt, step=step, **facts)
         await self._patiently(lambda: self._store.record(attempt))
         self._marks.update(dict.fromkeys(facts, self._clock.monotonic()))

@@ -6,16 +6,15 @@ from typing import Final
 
 import structlog
 
-from comfyd.artefacts import forget
 from comfyd.clock import Clock
 from comfyd.errors import StaleClaim, StoreError
 from comfyd.execution import Executor
+from comfyd.forgetting import Forgetter
 from comfyd.lifecycle import RetryPolicy, decide
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
 from comfyd.queue import TaskQueue
 from comfyd.slots import Place, Slots, TurnedAway
-from comfyd.storage.base import Storage
 from comfyd.store.base import Store
 from comfyd.tasks import Claim, Outcome, Ready, Settlement, Status, Step, Succeeded, Task
 
@@ -31,14 +30,14 @@ class Settler:
     def __init__(
         self,
         store: Store,
-        storage: Storage,
+        forgetter: Forgetter,
         board: Board,
         metrics: Metrics,
         clock: Clock,
         policy: RetryPolicy,
     ) -> None:
         self._store = store
-        self._storage = storage
+        self._forgetter = forgetter
         self._board = board
         self._metrics = metrics
         self._clock = clock
@@ -68,7 +67,7 @@ class Settler:
         settlement = decide(current, outcome, self._policy, self._clock.now(), self._clock.jitter())
         task = await self._store.settle(claim.attempt.id, settlement, self._clock.now())
         if isinstance(outcome, Succeeded) and task.status is not Status.SUCCEEDED:
-            await forget(self._storage, [artefact.key for artefact in outcome.artefacts])
+            await self._forgetter.outputs(outcome.artefacts)
         self._tell(task, settlement)
         return task
 
@@ -76,8 +75,6 @@ class Settler:
         error = settlement.error
         code = error.code if error is not None else None
         log.info("task.settled", status=task.status, outcome=settlement.outcome, error=code)
-        for artefact in task.artefacts:  # only now can they be fetched under their urls
-            self._board.publish(task.id, "output", artefact)
         self._board.status(task.id, task.status)
         if task.status.terminal:
             self._metrics.finished(task.status, (task.completed_at or task.created_at) - task.created_at)

@@ -3,35 +3,51 @@
 import asyncio
 import contextlib
 import os
-import resource
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import msgspec
 import pytest
 
 from comfyd.app import listen, open_ground, serve, wire, working
-from comfyd.artefacts import ArtefactWriter, text_source
+from comfyd.artefacts import ArtefactWriter, StoringTerms, text_source
 from comfyd.clock import Clock, SystemClock
 from comfyd.comfy import messages
 from comfyd.config import Config, ServerConfig
 from comfyd.control import Control
+from comfyd.disk import write_stream
 from comfyd.errors import InsufficientStorage, StorageError, StoreUnavailable
+from comfyd.forgetting import Forgetter
 from comfyd.lifecycle import RetryPolicy
 from comfyd.listener import Listener
+from comfyd.loops import Health
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
 from comfyd.queue import TaskQueue
+from comfyd.scratch import open_scratch
 from comfyd.simulator import Simulator, SimulatorOptions
 from comfyd.slots import Slots
 from comfyd.storage.local import open_local
-from comfyd.tasks import OutputFile, OutputType, Ready, ReadyPage, Settlement, Status, Succeeded, Task
+from comfyd.storage.opening import open_storages
+from comfyd.tasks import (
+    Artefact,
+    OutputFile,
+    OutputOptions,
+    OutputType,
+    Ready,
+    ReadyPage,
+    Settlement,
+    Status,
+    Succeeded,
+    Task,
+)
 from comfyd.worker import Settler
 from tests.support.clock import HandClock
+from tests.support.files import local_file, only, read, small_disk
 from tests.support.service import PATIENCE, Bench, bench, colored, configuration, sampled, until
 from tests.support.values import artefact, attempt, task
 from tests.test_execution import shipped
@@ -401,15 +417,16 @@ async def test_a_task_that_was_due_stays_due_when_the_wall_clock_is_set_back(
 # files
 
 
-def unforgetting(real: Any) -> Any:
-    return Faltering(real, "delete", StorageError("the disk is read-only"), times=-1)
-
-
-class Nothing:
-    """A storage of which only `delete` is asked for."""
+class ReadOnly:
+    """A storage of which only `delete` is asked for, in vain."""
 
     async def delete(self, key: str) -> None:
         """See `Storage`."""
+        raise StorageError(f"the disk is read-only: {key}")
+
+
+def undeletable() -> Any:
+    return only(ReadOnly())
 
 
 async def test_a_task_is_run_again_although_its_old_files_cannot_be_deleted(
@@ -419,7 +436,7 @@ async def test_a_task_is_run_again_although_its_old_files_cannot_be_deleted(
         row = await made.ended((await made.submit(colored(1))).id)
         control = Control(
             made.store,
-            unforgetting(made.state.storage),
+            Forgetter(made.store, undeletable(), made.state.uploads),
             made.service.workers._queue,  # noqa: SLF001 - the queue that the workers take from
             made.state.board,
             made.state.metrics,
@@ -444,7 +461,9 @@ async def test_a_settled_task_is_told_although_its_files_cannot_be_deleted() -> 
             return msgspec.structs.replace(row, status=settlement.status, completed_at=now)
 
     policy = RetryPolicy(first_ms=1, most_ms=1)
-    settler = Settler(Rows(), unforgetting(Nothing()), board, Metrics(), HandClock(), policy)  # type: ignore[arg-type] # the parts it uses
+    rows: Any = Rows()
+    forgetter = Forgetter(rows, undeletable(), cast("Any", None))
+    settler = Settler(rows, forgetter, board, Metrics(), HandClock(), policy)
     with board.watch(row.id) as watcher:
         settled = await settler.settle(
             claimed(row, attempt(task_id=row.id)), Succeeded(artefacts=(artefact(key="k"),))
@@ -461,45 +480,39 @@ async def test_outputs_of_nodes_with_similar_ids_do_not_share_a_file(tmp_path: P
         OutputFile(node_id=node, index=0, kind="text", type=OutputType.TEXT, filename="text.txt", text=node)
         for node in ids
     ]
-    async with open_local(tmp_path / "files") as storage:
-        writer = ArtefactWriter(storage, Metrics(), SystemClock())
-        stored = await writer.write("t", 1, files, text_source)
-        assert len({each.key for each in stored}) == len(ids)
-        assert await writer.write("t", 1, files, text_source) == stored
+    config = configuration(tmp_path / "data")
+    clock = SystemClock()
+    async with open_storages(config, clock) as storages, open_scratch(config.temporary) as scratch:
+        terms = StoringTerms(retry_ms=0, inline_bytes=0)
+        writer = ArtefactWriter(storages, scratch, Health(), Metrics(), clock, terms)
+        stored: list[Artefact] = []
+        for _ in range(2):  # the keys are the same on a repeat
+            stored = [await writer.write("t/1", file, OutputOptions(), text_source) for file in files]
+            assert len({each.key for each in stored}) == len(ids)
         for each in stored:
-            async with storage.open(each.key) as file:
-                assert b"".join([part async for part in file.chunks]).decode() == each.node_id
+            assert (await read(await storages.get("local"), each.key)).decode() == each.node_id
 
 
-@contextmanager
-def small_disk(size: int) -> Iterator[None]:
-    """Within this block no file of this process may become longer."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+@pytest.mark.parametrize("size", [3_000, 9_000, 3_000_000])
+async def test_a_full_disk_is_a_storage_error_and_leaves_nothing(tmp_path: Path, size: int) -> None:
+    async with open_scratch(tmp_path / "tmp") as scratch:
+        with small_disk(2_000), pytest.raises(StorageError):
+            async with scratch.file() as path:
+                await write_stream("cannot write", path, parts(size))
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 async def parts(size: int) -> AsyncIterator[bytes]:
     yield bytes(size)
 
 
-@pytest.mark.parametrize("size", [3_000, 9_000, 3_000_000])
-async def test_a_full_disk_is_a_storage_error_and_leaves_nothing(tmp_path: Path, size: int) -> None:
-    async with open_local(tmp_path / "files") as storage:
-        with small_disk(2_000), pytest.raises(StorageError):
-            await storage.put("t/1/a", parts(size), "text/plain")
-    assert list((tmp_path / "files" / ".unfinished").iterdir()) == []
-
-
 async def test_deleting_one_attempts_files_does_not_disturb_the_next_ones(tmp_path: Path) -> None:
+    file = local_file(tmp_path / "source", b"x")
     async with open_local(tmp_path / "files") as storage:
 
         async def come_and_go(number: int) -> None:
             for _ in range(150):
-                await storage.put(f"t/{number}/a", parts(1), "text/plain")
+                await storage.put(f"t/{number}/a", file)
                 await storage.delete(f"t/{number}/a")
 
         await asyncio.gather(*[come_and_go(number) for number in range(4)])
@@ -507,9 +520,10 @@ async def test_deleting_one_attempts_files_does_not_disturb_the_next_ones(tmp_pa
 
 
 async def test_a_file_whose_storing_was_canceled_leaves_nothing(tmp_path: Path) -> None:
+    file = local_file(tmp_path / "source", b"x")
     async with open_local(tmp_path / "files") as storage:
         for turns in range(80):
-            putting = asyncio.ensure_future(storage.put(f"t/{turns}/a", parts(1), "text/plain"))
+            putting = asyncio.ensure_future(storage.put(f"t/{turns}/a", file))
             for _ in range(turns % 20):
                 await asyncio.sleep(0)
             putting.cancel()

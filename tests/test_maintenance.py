@@ -3,11 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from comfyd.catalog import Catalog
+from comfyd.config import InputsConfig
 from comfyd.control import Control
+from comfyd.forgetting import Forgetter
 from comfyd.maintenance import BATCH, RETENTION_EVERY_MS, Retention, Templates
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
@@ -17,7 +20,9 @@ from comfyd.storage.local import LocalStorage, open_local
 from comfyd.store.base import Store
 from comfyd.store.sqlite import open_sqlite
 from comfyd.tasks import Settlement, Status
+from comfyd.uploads import open_uploads
 from tests.support.clock import HandClock
+from tests.support.files import local_file, only
 from tests.support.logs import captured_logs
 from tests.support.service import bench, configuration, until
 from tests.support.values import artefact, new_task
@@ -35,18 +40,22 @@ async def files(tmp_path: Path) -> AsyncIterator[LocalStorage]:
         yield opened
 
 
-async def chunk(data: bytes) -> AsyncIterator[bytes]:
-    yield data
+@pytest.fixture
+async def forgetter(store: Store, files: LocalStorage, tmp_path: Path) -> AsyncIterator[Forgetter]:
+    async with open_uploads(tmp_path / "inputs", InputsConfig(), HandClock()) as uploads:
+        yield Forgetter(store, only(files), uploads)
 
 
 async def end_one(store: Store, files: LocalStorage, clock: HandClock, number: int) -> str:
-    """A task that succeeded with one file."""
+    """A task that succeeded with one file of one byte."""
     task_id = f"5e1f6c1e-0000-4000-8000-{number:012}"
     await store.add(new_task(task_id), None, clock.now())
     claim = await store.claim(task_id, clock.new_id(), clock.now())
     assert claim is not None
-    stored = await files.put(f"{task_id}/1/a.png", chunk(b"x"), "image/png")
-    kept = artefact(key=stored.key)
+    key = f"{task_id}/1/a.png"
+    with TemporaryDirectory() as folder:
+        await files.put(key, local_file(Path(folder), b"x"))
+    kept = artefact(key=key, size_bytes=1)
     await store.settle(
         claim.attempt.id,
         Settlement(status=Status.SUCCEEDED, outcome="succeeded", artefacts=(kept,)),
@@ -55,45 +64,63 @@ async def end_one(store: Store, files: LocalStorage, clock: HandClock, number: i
     return task_id
 
 
-def chores(store: Store, files: LocalStorage, clock: HandClock, keep_ms: int) -> Retention:
-    control = Control(store, files, TaskQueue(store, clock), Board(), Metrics(), clock)
-    return Retention(store, control, clock, keep_ms)
+def chores(
+    store: Store, forgetter: Forgetter, clock: HandClock, keep_ms: int, keep_bytes: int = 0
+) -> Retention:
+    control = Control(store, forgetter, TaskQueue(store, clock), Board(), Metrics(), clock)
+    return Retention(store, control, clock, keep_ms, keep_bytes)
 
 
 async def test_ended_tasks_and_their_files_are_forgotten_when_they_are_old(
-    store: Store, files: LocalStorage, tmp_path: Path
+    store: Store, files: LocalStorage, forgetter: Forgetter, tmp_path: Path
 ) -> None:
     clock = HandClock()
     old = await end_one(store, files, clock, 1)
     clock.advance(10_000)
     young = await end_one(store, files, clock, 2)
     clock.advance(5_000)
-    assert await chores(store, files, clock, 10_000).step() == RETENTION_EVERY_MS
+    assert await chores(store, forgetter, clock, 10_000).step() == RETENTION_EVERY_MS
     assert await store.get(old) is None
     assert await store.get(young) is not None
     assert not (tmp_path / "files" / old).exists()
     assert (tmp_path / "files" / young / "1" / "a.png").exists()
 
 
-async def test_a_full_batch_is_followed_by_the_next_at_once(store: Store, files: LocalStorage) -> None:
+async def test_a_full_batch_is_followed_by_the_next_at_once(
+    store: Store, files: LocalStorage, forgetter: Forgetter
+) -> None:
     clock = HandClock()
     for number in range(BATCH):
         await end_one(store, files, clock, number)
     clock.advance(10_000)
-    assert await chores(store, files, clock, 1_000).step() == 0
-    assert await chores(store, files, clock, 1_000).step() == RETENTION_EVERY_MS
+    assert await chores(store, forgetter, clock, 1_000).step() == 0
+    assert await chores(store, forgetter, clock, 1_000).step() == RETENTION_EVERY_MS
 
 
-async def test_retention_may_be_off(store: Store, files: LocalStorage) -> None:
+async def test_retention_may_be_off(store: Store, files: LocalStorage, forgetter: Forgetter) -> None:
     clock = HandClock()
     kept = await end_one(store, files, clock, 1)
     clock.advance(10**12)
-    assert await chores(store, files, clock, 0).step() == RETENTION_EVERY_MS
+    assert await chores(store, forgetter, clock, 0).step() == RETENTION_EVERY_MS
     assert await store.get(kept) is not None
 
 
+async def test_the_oldest_go_when_there_are_too_many_bytes(
+    store: Store, files: LocalStorage, forgetter: Forgetter
+) -> None:
+    clock = HandClock()
+    tasks = []
+    for number in range(5):
+        tasks.append(await end_one(store, files, clock, number))
+        clock.advance(1_000)
+    assert await store.artefact_bytes() == 5
+    assert await chores(store, forgetter, clock, 0, keep_bytes=2).step() == RETENTION_EVERY_MS
+    assert await store.artefact_bytes() == 2
+    assert [await store.get(task_id) is None for task_id in tasks] == [True, True, True, False, False]
+
+
 async def test_a_task_that_cannot_be_forgotten_does_not_stop_the_others(
-    store: Store, files: LocalStorage, tmp_path: Path
+    store: Store, files: LocalStorage, forgetter: Forgetter, tmp_path: Path
 ) -> None:
     clock = HandClock()
     stuck, loose = [await end_one(store, files, clock, number) for number in (1, 2)]
@@ -101,7 +128,7 @@ async def test_a_task_that_cannot_be_forgotten_does_not_stop_the_others(
     broken.unlink()
     broken.mkdir()
     clock.advance(10_000)
-    await chores(store, files, clock, 1_000).step()
+    await chores(store, forgetter, clock, 1_000).step()
     assert await store.get(loose) is None
 
 

@@ -1,7 +1,7 @@
 """Workers take up what is there, settle what was done, and leave what they cannot finish."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from comfyd.progress import Board
 from comfyd.simulator import Simulator, SimulatorOptions
 from comfyd.store.base import Store
 from comfyd.tasks import (
+    Artefact,
     Attempt,
     Claim,
     OutputFile,
@@ -249,14 +250,14 @@ class Rows:
 
 
 class Files:
-    """The part of a storage that settling needs."""
+    """The part of a `Forgetter` that settling needs."""
 
     def __init__(self) -> None:
         self.deleted: list[str] = []
 
-    async def delete(self, key: str) -> None:
-        """See `Storage`."""
-        self.deleted.append(key)
+    async def outputs(self, artefacts: Sequence[Artefact]) -> None:
+        """See `Forgetter`."""
+        self.deleted += [artefact.key for artefact in artefacts]
 
 
 def settler(rows: Rows, files: Files, clock: HandClock) -> Settler:
