@@ -13,29 +13,37 @@ import structlog
 import uvicorn
 
 from comfyd import __version__
+from comfyd.api.links import Links
 from comfyd.api.routes import create_api
 from comfyd.api.state import State
-from comfyd.artefacts import ArtefactWriter
+from comfyd.artefacts import ArtefactWriter, StoringTerms
 from comfyd.catalog import Catalog, graph_limits
 from comfyd.clock import Clock, SystemClock
 from comfyd.comfy.backend import Backend
 from comfyd.config import Config
 from comfyd.control import Control
-from comfyd.errors import BackendError, ConfigError, StoreError, StoreUnavailable
+from comfyd.errors import BackendError, ConfigError, StorageError, StoreError, StoreUnavailable
 from comfyd.estimate import Estimator
 from comfyd.execution import Executor
+from comfyd.fetch import Fetcher
+from comfyd.forgetting import Forgetter
+from comfyd.guard import Guard, GuardedClient, open_client
+from comfyd.intake import GraphChecker, Intake
 from comfyd.lifecycle import RetryPolicy
 from comfyd.loops import Crew, Health, Loop
-from comfyd.maintenance import Figures, Probe, Retention, Templates, tell
+from comfyd.maintenance import Figures, Probe, Retention, Templates, UploadSweep, tell
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
 from comfyd.queue import TaskQueue
+from comfyd.scratch import Scratch, open_scratch
+from comfyd.signing import Signer, key_of
 from comfyd.slots import Slots
-from comfyd.storage.base import Storage
-from comfyd.storage.local import open_local
+from comfyd.staging import Stager
+from comfyd.storage.opening import Storages, open_storages
 from comfyd.store.base import Store
 from comfyd.store.sqlite import open_sqlite
-from comfyd.submission import GraphChecker, Renderer, Submission, Terms
+from comfyd.submission import Renderer, Submission, Terms
+from comfyd.uploads import Uploads, open_uploads
 from comfyd.worker import Settler, Workers
 
 log = structlog.get_logger("comfyd")
@@ -63,7 +71,11 @@ class Ground(msgspec.Struct, frozen=True, kw_only=True):
     config: Config
     clock: Clock
     store: Store
-    storage: Storage
+    storages: Storages
+    scratch: Scratch
+    uploads: Uploads
+    outbound: GuardedClient
+    signer: Signer
     catalog: Catalog
     backends: tuple[Backend, ...]
     slots: Slots
@@ -89,7 +101,12 @@ async def open_ground(config: Config, clock: Clock) -> AsyncIterator[Ground]:
     _make_data_folder(config)
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_sqlite(config.database))
-        storage = await stack.enter_async_context(open_local(config.files))
+        storages = await stack.enter_async_context(open_storages(config, clock))
+        scratch = await stack.enter_async_context(open_scratch(config.temporary))
+        uploads = await stack.enter_async_context(open_uploads(config.uploads, config.inputs, clock))
+        outbound = await stack.enter_async_context(open_client(Guard.of(config.outbound.allow)))
+        expires_ms = round(config.storage.local.url_expires * 1000)
+        signer = Signer(key_of(config.url_key), expires_ms, clock)
         catalog = Catalog(Path(config.workflows.dir), graph_limits(config.limits))
         tell(await asyncio.to_thread(catalog.refresh))
 
@@ -106,7 +123,11 @@ async def open_ground(config: Config, clock: Clock) -> AsyncIterator[Ground]:
             config=config,
             clock=clock,
             store=store,
-            storage=storage,
+            storages=storages,
+            scratch=scratch,
+            uploads=uploads,
+            outbound=outbound,
+            signer=signer,
             catalog=catalog,
             backends=backends,
             slots=slots,
@@ -129,26 +150,35 @@ def wire(ground: Ground) -> Service:
     config, clock, store = ground.config, ground.clock, ground.store
     metrics, board, health = Metrics(), Board(), Health()
     queue = TaskQueue(store, clock)
-    control = Control(store, ground.storage, queue, board, metrics, clock)
+    forgetter = Forgetter(store, ground.storages, ground.uploads)
+    control = Control(store, forgetter, queue, board, metrics, clock)
     renderer = Renderer(ground.catalog, random.SystemRandom(), graph_limits(config.limits))
     checker = GraphChecker(ground.backends, clock)
-    terms = Terms.of(config.queue, config.limits)
-    writer = ArtefactWriter(ground.storage, metrics, clock)
-    executor = Executor(
-        store, {backend.name: backend for backend in ground.backends}, writer, board, metrics, clock
+    intake = Intake(checker, ground.outbound.guard, ground.uploads, store)
+    terms = Terms.of(config.queue, config.limits, config.storage)
+    fetcher = Fetcher(config.inputs, ground.outbound, clock)
+    stager = Stager(fetcher, ground.uploads, ground.scratch, metrics, config.inputs)
+    storing = StoringTerms(
+        retry_ms=round(config.storage.retry_for * 1000),
+        inline_bytes=config.limits.inline_bytes,
     )
+    writer = ArtefactWriter(ground.storages, ground.scratch, health, metrics, clock, storing)
+    backends = {backend.name: backend for backend in ground.backends}
+    executor = Executor(store, backends, stager, writer, board, metrics, clock)
     retries = RetryPolicy(
         first_ms=round(config.queue.retry_delay * 1000), most_ms=round(config.queue.retry_delay_max * 1000)
     )
-    settler = Settler(store, ground.storage, board, metrics, clock, retries)
+    settler = Settler(store, forgetter, board, metrics, clock, retries)
     workers = Workers(store, queue, ground.slots, executor, settler, clock)
     state = State(
         config=config,
         clock=clock,
         store=store,
-        storage=ground.storage,
+        storages=ground.storages,
+        links=Links(ground.storages, ground.signer),
+        uploads=ground.uploads,
         board=board,
-        submission=Submission(renderer, checker, store, queue, clock, terms),
+        submission=Submission(renderer, intake, store, queue, clock, terms),
         control=control,
         estimator=Estimator(store, board, clock, len(ground.backends)),
         catalog=ground.catalog,
@@ -175,10 +205,14 @@ def _chores(state: State) -> tuple[Loop, ...]:
     """What has to be done now and then."""
     keep_ms = round(state.config.queue.retention * 1000)
     figures = Figures(state.store, state.board, state.metrics)
-    retention = Retention(state.store, state.control, state.clock, keep_ms)
+    retention = Retention(
+        state.store, state.control, state.clock, keep_ms, state.config.queue.retention_bytes
+    )
+    sweep = UploadSweep(state.store, state.uploads)
     return (
         Loop(name="figures", step=figures.step, expected=(StoreError,)),
         Loop(name="retention", step=retention.step, expected=(StoreError,)),
+        Loop(name="uploads", step=sweep.step, expected=(StoreError, StorageError)),
         Loop(name="workflows", step=Templates(state.catalog).step),
     )
 

@@ -79,9 +79,13 @@ def _file_handler(path: Path) -> logging.Handler:
 
 def _quieten(level: int, *, access: bool) -> None:
     """What libraries say on a level that they think fit and we do not."""
-    # aiosqlite logs every call twice at debug, asyncio and PIL their own insides.
-    for name in ("aiosqlite", "asyncio", "PIL"):
+    # aiosqlite logs every call twice at debug, asyncio its own insides, drivers of storages what they
+    # sign and send.
+    for name in ("aiosqlite", "asyncio", "aiobotocore", "aioboto3", "boto3", "botocore"):
         logging.getLogger(name).setLevel(max(level, logging.INFO))
+    # A broken form is the client's to hear of, a broken picture the task's.
+    for name in ("python_multipart", "PIL"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("uvicorn.access").setLevel(level if access else logging.WARNING)
     # uvicorn configures these when nobody tells it not to; here they only pass their records on.
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):

@@ -20,7 +20,6 @@ from comfyd.api import requests
 from comfyd.api.responses import base_url, encoded
 from comfyd.api.state import State, state_of
 from comfyd.api.tasks import looked_up
-from comfyd.api.views import output_view
 from comfyd.api.waiting import LOOK_SECONDS, found, gone, unless_stopped
 from comfyd.errors import MalformedRequest, TaskNotFound
 from comfyd.progress import Event, Watcher
@@ -89,7 +88,7 @@ class Reader:
             elif event.name == "status":
                 event = await self.status()
             elif event.name == "output":
-                view = output_view(_ARTEFACT.decode(event.data), self._base)
+                view = await self._state.links.output(_ARTEFACT.decode(event.data), self._base)
                 event = Event(name="output", data=encoded(view))
             elif self._marks and event.name in _FLEETING:
                 continue

@@ -1,6 +1,7 @@
-"""Artefacts of the local storage over HTTP; never a file that no task's row names.
+"""Artefacts over HTTP, whichever storage has them; never a file that no task names.
 
-A key begins with its task's id, so the row says what the file is. What a browser could run is an attachment.
+A path is the task's id, the attempt and the file, so the row says what the file is. What a browser could run
+is an attachment.
 """
 
 import re
@@ -12,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from comfyd.api.links import served_path
 from comfyd.api.state import State, state_of
 from comfyd.api.waiting import gone, unless_stopped
 from comfyd.errors import FileNotFound
@@ -32,7 +34,9 @@ class NoSuchRange(Exception):
 async def read_file(request: Request) -> Response:
     """`GET /api/files/{key}`."""
     state = state_of(request)
-    artefact = await _artefact(state, request.path_params["key"])
+    path, query = request.path_params["key"], request.query_params
+    state.links.check(path, query.get("expires"), query.get("signature"))
+    artefact = await _artefact(state, path)
     headers = _headers(artefact)
     tag = headers["ETag"]
     if _names(request.headers.get("if-none-match"), tag):
@@ -49,17 +53,21 @@ async def read_file(request: Request) -> Response:
     status = 200 if span is None else 206
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers)
-    return FileAnswer(state, state.storage.open(artefact.key, start, length), status, headers)
+    storage = await state.storages.get(artefact.storage)
+    return FileAnswer(state, storage.open(artefact.key, start, length), status, headers)
 
 
-async def _artefact(state: State, key: str) -> Artefact:
-    """The row's own word about a file. Raises `FileNotFound`."""
-    task_id = key.partition("/")[0]
+async def _artefact(state: State, path: str) -> Artefact:
+    """The row's own word about a file, or that of the running task. Raises `FileNotFound`."""
+    task_id = path.partition("/")[0]
+    # Looked at first: a task that ends between the two looks is read as running and has none here any more.
+    early = state.board.artefacts(task_id)
     task = await state.store.get(task_id) if _UUID.fullmatch(task_id) else None
-    for artefact in task.artefacts if task is not None else ():
-        if artefact.key == key and artefact.storage == state.storage.name:
-            return artefact
-    raise FileNotFound(f"there is no file {key[:200]!r}")
+    if task is not None:
+        for artefact in task.artefacts or state.board.artefacts(task_id) or early:
+            if served_path(artefact) == path:
+                return artefact
+    raise FileNotFound(f"there is no file {path[:200]!r}")
 
 
 def _headers(artefact: Artefact) -> dict[str, str]:

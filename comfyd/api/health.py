@@ -61,7 +61,7 @@ async def status(request: Request) -> Response:
         backends=_backends(state),
         watchers=state.board.watchers,
         loops=_loops(state),
-        storage=state.storage.name,
+        storage=state.config.storage.provider,
         workflows=len(state.catalog.list()),
         configuration=public(state.config),
     )

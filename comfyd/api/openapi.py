@@ -10,12 +10,20 @@ import msgspec
 
 from comfyd.api import schemas
 from comfyd.api.errors import FRAMEWORK_CODES, status_of
-from comfyd.api.operations import OPERATIONS, TAGS, Answer, Operation, Parameter
+from comfyd.api.operations import OPERATIONS, TAGS, Answer, Operation
+from comfyd.api.parameters import Parameter
 from comfyd.errors import ComfydError, ForeignOrigin
 from comfyd.workflows import FILE_TYPES, TemplateInput, WorkflowTemplate, json_schema
 
 _JSON: Final = "application/json"
 _RUN: Final = ("POST", "/api/workflows/{name}/run")
+_UPLOADS: Final[dict[str, Any]] = {
+    "multipart/form-data": {
+        "schema": {"type": "object", "additionalProperties": {"type": "string", "format": "binary"}}
+    },
+    "application/octet-stream": {},
+}
+"""What files may be sent as; a single one as any type."""
 _ABOUT: Final = (
     "A durable REST service in front of ComfyUI: submit a workflow, get an id at once, receive stored "
     "results. "
@@ -78,6 +86,8 @@ def _operation(operation: Operation, references: dict[Any, dict[str, Any]]) -> d
         if operation.examples:
             content["examples"] = {name: {"value": value} for name, value in operation.examples.items()}
         made["requestBody"] = {"required": True, "content": {_JSON: content}}
+    elif operation.uploads:
+        made["requestBody"] = {"required": True, "content": _UPLOADS}
     elif operation.body_description is not None:
         made["requestBody"] = {"content": {"*/*": {}}}
     if operation.body_description is not None:

@@ -6,23 +6,25 @@ import msgspec
 
 from comfyd import errors
 from comfyd.api import schemas
-from comfyd.api.comfyui import BACKEND_HEADER
+from comfyd.api.inputs import UploadListView
+from comfyd.api.parameters import (
+    BACKEND,
+    BOOLEAN,
+    KEY,
+    METADATA,
+    NAME,
+    PREFER,
+    REST,
+    RUN,
+    STRING,
+    TASK,
+    WAIT,
+    Parameter,
+)
 from comfyd.errors import ComfydError
 
 Row = tuple[str, str]
 """Method and path, as in `routes.ROUTES`."""
-
-
-class Parameter(msgspec.Struct, frozen=True, kw_only=True):
-    """One parameter of a route."""
-
-    name: str
-    place: str = "query"
-    description: str
-    schema: dict[str, Any]
-    required: bool = False
-    deep: bool = False
-    """Written as `name[key]=value`."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +46,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     parameters: tuple[Parameter, ...] = ()
     body: type | None = None
     body_description: str | None = None
+    uploads: bool = False
+    """Whether the body is files: a form, or the bytes of one."""
     examples: dict[str, Any] = {}
     answers: tuple[Answer, ...]
     errors: tuple[type[ComfydError], ...] = ()
@@ -56,79 +60,6 @@ TAGS: Final = {
     "health": "How comfyd is.",
     "documentation": "This.",
 }
-
-_STRING: Final[dict[str, Any]] = {"type": "string"}
-_TASK: Final = Parameter(
-    name="task_id",
-    place="path",
-    description="The task.",
-    schema={"type": "string", "format": "uuid"},
-    required=True,
-)
-_NAME: Final = Parameter(
-    name="name", place="path", description="The template.", schema=_STRING, required=True
-)
-_WAIT: Final = Parameter(
-    name="wait",
-    description="Answer when the task has ended, or after this many seconds; cut to `limits.wait`.",
-    schema={"type": "number", "minimum": 0},
-)
-_PREFER: Final = Parameter(
-    name="Prefer", place="header", description="`wait=N`: the same as `?wait=N`.", schema=_STRING
-)
-_KEY: Final = Parameter(
-    name="Idempotency-Key",
-    place="header",
-    description="The same request under the same key is answered with the first task again.",
-    schema={"type": "string", "minLength": 1, "maxLength": 255},
-)
-_BACKEND: Final = Parameter(
-    name=BACKEND_HEADER,
-    place="header",
-    description="Which ComfyUI, by its name; by default the first that is ready.",
-    schema=_STRING,
-)
-_METADATA: Final = Parameter(
-    name="metadata",
-    description="As `metadata[key]=value`.",
-    schema={"type": "object", "additionalProperties": _STRING, "maxProperties": 16},
-    deep=True,
-)
-_REST: Final = Parameter(
-    name="path", place="path", description="The path in ComfyUI's own API.", schema=_STRING, required=True
-)
-_POSITIVE: Final[dict[str, Any]] = {"type": "number", "exclusiveMinimum": 0}
-_RUN: Final = (
-    Parameter(
-        name="priority",
-        description="Higher first: -1000 to 1000, or low, normal, high.",
-        schema={
-            "anyOf": [
-                {"type": "integer", "minimum": -1000, "maximum": 1000},
-                {"enum": ["low", "normal", "high"]},
-            ],
-            "default": 0,
-        },
-    ),
-    Parameter(
-        name="max_attempts",
-        description="How often the task may be tried.",
-        schema={"type": "integer", "minimum": 1, "maximum": 100},
-    ),
-    Parameter(name="timeout", description="Seconds that ComfyUI may execute the prompt.", schema=_POSITIVE),
-    Parameter(
-        name="start_timeout", description="Seconds that the prompt may wait inside ComfyUI.", schema=_POSITIVE
-    ),
-    Parameter(
-        name="include_temp",
-        description="Also keep ComfyUI's temporary previews.",
-        schema={"type": "boolean", "default": False},
-    ),
-    _METADATA,
-    _WAIT,
-    _PREFER,
-    _KEY,
-)
 
 _GRAPH: Final = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}},
@@ -145,12 +76,24 @@ _EXAMPLES: Final = {
 
 _BODY: Final = (errors.MalformedRequest, errors.BodyTooLarge, errors.UnsupportedMediaType)
 _STORE: Final = (errors.StoreUnavailable,)
+_FILES: Final = (
+    errors.InputError,
+    errors.BlockedAddress,
+    errors.InvalidUrl,
+    errors.InputTooLarge,
+    errors.UnsupportedContent,
+    errors.InvalidDataUri,
+    errors.InputNotFound,
+)
+"""What may be wrong with the files that a request names or brings."""
 _ACCEPTED: Final = (
     *_BODY,
     errors.UnknownWorkflow,
     errors.InvalidWorkflow,
     errors.WorkflowFormatUi,
     errors.InvalidInputs,
+    *_FILES,
+    errors.StorageNotConfigured,
     errors.IdempotencyKeyReuse,
     errors.QueueFull,
     *_STORE,
@@ -172,7 +115,7 @@ def _submit(name: str) -> Operation:
         tag="tasks",
         summary="Submit a workflow",
         description="Answers when the task is on disk. What is wrong with it is found before that.",
-        parameters=(_WAIT, _PREFER, _KEY),
+        parameters=(WAIT, PREFER, KEY),
         body=schemas.TaskRequest,
         examples=_EXAMPLES,
         answers=(_DONE, _QUEUED),
@@ -186,7 +129,7 @@ def _passed(method: str) -> Operation:
         tag="comfyui",
         summary="The rest of ComfyUI's own API",
         description="Passed through as it is, and so is the answer. WebSockets are not: follow a task.",
-        parameters=(_REST, _BACKEND),
+        parameters=(REST, BACKEND),
         body_description=None if method == "GET" else "Whatever ComfyUI takes there.",
         answers=(Answer(status=200, description="ComfyUI's answer.", media_type="*/*"),),
         errors=(errors.MalformedRequest, errors.BodyTooLarge, *_COMFYUI),
@@ -206,9 +149,9 @@ OPERATIONS: Final[dict[Row, Operation]] = {
                 description="Only these.",
                 schema={"enum": ["PENDING", "PROCESSING", "COMPLETED", "FAILED", "CANCELED"]},
             ),
-            Parameter(name="workflow", description="Only of this template.", schema=_STRING),
-            _METADATA,
-            Parameter(name="cursor", description="`next_cursor` of the page before.", schema=_STRING),
+            Parameter(name="workflow", description="Only of this template.", schema=STRING),
+            METADATA,
+            Parameter(name="cursor", description="`next_cursor` of the page before.", schema=STRING),
             Parameter(
                 name="limit",
                 description="Tasks on a page; at most `limits.list_page`.",
@@ -222,7 +165,7 @@ OPERATIONS: Final[dict[Row, Operation]] = {
         id="read_task",
         tag="tasks",
         summary="Read a task and its results",
-        parameters=(_TASK, _WAIT, _PREFER),
+        parameters=(TASK, WAIT, PREFER),
         answers=(_TASK_NOW,),
         errors=(errors.MalformedRequest, errors.TaskNotFound, *_STORE),
     ),
@@ -230,7 +173,7 @@ OPERATIONS: Final[dict[Row, Operation]] = {
         id="delete_task",
         tag="tasks",
         summary="Forget a task that has ended, and its files",
-        parameters=(_TASK,),
+        parameters=(TASK,),
         answers=(Answer(status=204, description="It is forgotten."),),
         errors=(errors.TaskNotFound, errors.Conflict, *_STORE),
     ),
@@ -240,7 +183,7 @@ OPERATIONS: Final[dict[Row, Operation]] = {
         summary="Cancel exactly this task",
         description="A waiting task ends at once, a running one as soon as ComfyUI lets go of it. "
         "Canceling a task that has ended changes nothing.",
-        parameters=(_TASK,),
+        parameters=(TASK,),
         answers=(_TASK_NOW,),
         errors=(errors.TaskNotFound, *_STORE),
     ),
@@ -249,7 +192,7 @@ OPERATIONS: Final[dict[Row, Operation]] = {
         tag="tasks",
         summary="Run a task that has ended again",
         description="The same graph and inputs under the same id; its earlier outputs are forgotten.",
-        parameters=(_TASK,),
+        parameters=(TASK,),
         answers=(_QUEUED,),
         errors=(errors.TaskNotFound, errors.Conflict, *_STORE),
     ),
@@ -259,7 +202,7 @@ OPERATIONS: Final[dict[Row, Operation]] = {
         summary="Follow a task by Server-Sent Events",
         description="Events `status` (the whole task, at first and on each change), `progress`, `preview` "
         " (`node_id`, `image_type`, `data` in base64), `output` and `log`. Ends after the final status.",
-        parameters=(_TASK,),
+        parameters=(TASK,),
         answers=(Answer(status=200, description="The events.", media_type="text/event-stream"),),
         errors=(errors.TaskNotFound, *_STORE),
     ),
@@ -269,15 +212,36 @@ OPERATIONS: Final[dict[Row, Operation]] = {
         summary="Follow a task by WebSocket",
         description='The same events as text frames `{"event", "data"}`.',
         parameters=(
-            _TASK,
+            TASK,
             Parameter(
                 name="binary_previews",
                 description="Send each preview as a binary frame that is the picture.",
-                schema={"type": "boolean", "default": False},
+                schema=BOOLEAN,
             ),
         ),
         answers=(Answer(status=101, description="The WebSocket is open."),),
         errors=(errors.MalformedRequest, errors.TaskNotFound, *_STORE),
+    ),
+    ("POST", "/api/inputs"): Operation(
+        id="upload_inputs",
+        tag="tasks",
+        summary="Upload files to be used as inputs",
+        description="A form with up to 20 files, or the bytes of one. The same content is one upload. One "
+        "that no task uses is forgotten after `inputs.keep` seconds, the others with their last task.",
+        parameters=(
+            Parameter(name="name", description="What a file that is no form is called.", schema=STRING),
+        ),
+        uploads=True,
+        answers=(
+            Answer(status=201, description="The references, in the order of the files.", kind=UploadListView),
+        ),
+        errors=(
+            *_BODY,
+            errors.InputTooLarge,
+            errors.UnsupportedContent,
+            errors.StorageError,
+            errors.InsufficientStorage,
+        ),
     ),
     ("GET", "/api/files/{key:path}"): Operation(
         id="read_file",
@@ -289,9 +253,11 @@ OPERATIONS: Final[dict[Row, Operation]] = {
                 name="key",
                 place="path",
                 description="As in the output's `url`.",
-                schema=_STRING,
+                schema=STRING,
                 required=True,
             ),
+            Parameter(name="expires", description="As in the output's `url`, if at all.", schema=STRING),
+            Parameter(name="signature", description="As in the output's `url`, if at all.", schema=STRING),
         ),
         answers=(
             Answer(status=200, description="The file.", media_type="*/*"),
@@ -299,7 +265,7 @@ OPERATIONS: Final[dict[Row, Operation]] = {
             Answer(status=304, description="The client has it."),
             Answer(status=416, description="The range lies outside it."),
         ),
-        errors=(errors.FileNotFound, *_STORE),
+        errors=(errors.InvalidSignature, errors.FileNotFound, errors.StorageError, *_STORE),
     ),
     ("GET", "/api/workflows"): Operation(
         id="list_workflows",
@@ -311,7 +277,7 @@ OPERATIONS: Final[dict[Row, Operation]] = {
         id="read_workflow",
         tag="workflows",
         summary="Read a workflow template and the JSON Schema of its inputs",
-        parameters=(_NAME,),
+        parameters=(NAME,),
         answers=(Answer(status=200, description="The template.", kind=schemas.WorkflowView),),
         errors=(errors.UnknownWorkflow,),
     ),
@@ -320,7 +286,7 @@ OPERATIONS: Final[dict[Row, Operation]] = {
         tag="workflows",
         summary="Run a workflow template",
         description="The body is the inputs; everything else is a query parameter.",
-        parameters=(_NAME, *_RUN),
+        parameters=(NAME, *RUN),
         body=dict[str, Any],
         body_description="The inputs by name.",
         answers=(_DONE, _QUEUED),
@@ -330,7 +296,7 @@ OPERATIONS: Final[dict[Row, Operation]] = {
         id="comfyui_queue_status",
         tag="comfyui",
         summary="ComfyUI's own queue",
-        parameters=(_BACKEND,),
+        parameters=(BACKEND,),
         answers=(Answer(status=200, description="As ComfyUI answers.", media_type=_JSON),),
         errors=_COMFYUI,
     ),
@@ -338,7 +304,7 @@ OPERATIONS: Final[dict[Row, Operation]] = {
         id="comfyui_system_stats",
         tag="comfyui",
         summary="ComfyUI's version, memory and devices",
-        parameters=(_BACKEND,),
+        parameters=(BACKEND,),
         answers=(Answer(status=200, description="As ComfyUI answers.", media_type=_JSON),),
         errors=_COMFYUI,
     ),
@@ -347,7 +313,7 @@ OPERATIONS: Final[dict[Row, Operation]] = {
         tag="comfyui",
         summary="End what ComfyUI runs now",
         description="A run of a task is ended by canceling the task.",
-        parameters=(_BACKEND,),
+        parameters=(BACKEND,),
         answers=(Answer(status=200, description="What was ended.", kind=schemas.InterruptView),),
         errors=(*_COMFYUI, *_STORE),
     ),
@@ -400,7 +366,7 @@ OPERATIONS: Final[dict[Row, Operation]] = {
         tag="documentation",
         summary="The files of that page",
         parameters=(
-            Parameter(name="file", place="path", description="Its name.", schema=_STRING, required=True),
+            Parameter(name="file", place="path", description="Its name.", schema=STRING, required=True),
         ),
         answers=(Answer(status=200, description="The file.", media_type="*/*"),),
         errors=(errors.FileNotFound,),

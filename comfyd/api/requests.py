@@ -13,15 +13,13 @@ import orjson
 from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection, Request
 
+from comfyd.api.schemas import METADATA_KEY, METADATA_PAIRS, METADATA_VALUE
 from comfyd.api.state import state_of
 from comfyd.errors import BodyTooLarge, MalformedRequest, TaskNotFound, UnsupportedMediaType
 from comfyd.tasks import IdempotencyKey
 
 T = TypeVar("T")
 
-METADATA_PAIRS: Final = 16
-METADATA_KEY: Final = 64
-METADATA_VALUE: Final = 512
 IDEMPOTENCY_KEY: Final = 255
 """Characters at most."""
 

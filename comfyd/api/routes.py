@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp
 
-from comfyd.api import comfyui, documentation, events, files, health, tasks, workflows
+from comfyd.api import comfyui, documentation, events, files, health, inputs, tasks, workflows
 from comfyd.api.errors import EXPECTED_ERRORS, UNEXPECTED_ERRORS
 from comfyd.api.origins import Origins
 from comfyd.api.request_id import RequestIds
@@ -30,6 +30,7 @@ ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
     ("POST", "/api/tasks/{task_id}/retry", tasks.retry),
     ("GET", "/api/tasks/{task_id}/events", events.events),
     ("GET", "/api/tasks/{task_id}/ws", events.not_a_websocket),
+    ("POST", "/api/inputs", inputs.create),
     ("GET", "/api/files/{key:path}", files.read_file),
     ("GET", "/api/workflows", workflows.list_workflows),
     ("GET", "/api/workflows/{name}", workflows.read_workflow),

@@ -4,12 +4,18 @@ Requests refuse unknown fields. Answers always have every key, null where a valu
 document is made from these structs.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
-from comfyd.api.requests import METADATA_KEY, METADATA_PAIRS, METADATA_VALUE
+from comfyd.config import Prefix, StorageName
+from comfyd.tasks import PictureFormat
+
+METADATA_PAIRS: Final = 16
+METADATA_KEY: Final = 64
+METADATA_VALUE: Final = 512
+"""Characters at most."""
 
 StatusWord = Literal["PENDING", "PROCESSING", "COMPLETED", "FAILED", "CANCELED"]
 Moment = Annotated[
@@ -19,6 +25,7 @@ PriorityWord = Literal["low", "normal", "high"]
 Priority = Annotated[int, Meta(ge=-1000, le=1000)]
 Attempts = Annotated[int, Meta(ge=1, le=100)]
 Patience = Annotated[float, Meta(gt=0, le=1e9, description="Seconds.")]
+Quality = Annotated[int, Meta(ge=1, le=100)]
 Metadata = Annotated[
     dict[
         Annotated[str, Meta(min_length=1, max_length=METADATA_KEY)],
@@ -34,6 +41,21 @@ class OutputRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """What is wanted of the outputs."""
 
     include_temp: Annotated[bool, Meta(description="Also keep ComfyUI's temporary previews.")] = False
+    storage: Annotated[
+        StorageName | None, Meta(description="Where they go; one that is configured. Null is the default.")
+    ] = None
+    prefix: Annotated[Prefix, Meta(description="Folders before their names in the storage.")] = ""
+    format: Annotated[
+        PictureFormat | None, Meta(description="Convert pictures to this; what moves only where it can.")
+    ] = None
+    quality: Annotated[
+        Quality | None, Meta(description="Of jpeg, webp and avif, 1 to 100; with `format`.")
+    ] = None
+    metadata: Annotated[
+        Literal["keep", "strip"],
+        Meta(description="`strip` takes prompts, workflows and other metadata out of the files."),
+    ] = "keep"
+    inline: Annotated[bool, Meta(description="Show small outputs in the task itself, in base64.")] = False
 
 
 class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,8 +107,12 @@ class OutputView(msgspec.Struct, frozen=True, kw_only=True):
     width: int | None
     height: int | None
     duration: Annotated[float | None, Meta(description="Seconds.")]
-    url: str
+    url: Annotated[str, Meta(description="Where to fetch it; it may expire: the task then has a new one.")]
+    storage: Annotated[str, Meta(description="The storage that has it.")]
     text: Annotated[str | None, Meta(description="A text output itself, where it is short.")]
+    data: Annotated[
+        str | None, Meta(description="The file in base64, where `output.inline` was asked and it is small.")
+    ]
 
 
 class TaskErrorView(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ from typing import cast
 
 from starlette.requests import HTTPConnection
 
+from comfyd.api.links import Links
 from comfyd.catalog import Catalog
 from comfyd.clock import Clock
 from comfyd.comfy.backend import Backend
@@ -15,9 +16,10 @@ from comfyd.estimate import Estimator
 from comfyd.loops import Health
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
-from comfyd.storage.base import Storage
+from comfyd.storage.opening import Storages
 from comfyd.store.base import Store
 from comfyd.submission import Submission
+from comfyd.uploads import Uploads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,9 @@ class State:
     config: Config
     clock: Clock
     store: Store
-    storage: Storage
+    storages: Storages
+    links: Links
+    uploads: Uploads
     board: Board
     submission: Submission
     control: Control

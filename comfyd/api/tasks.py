@@ -4,13 +4,15 @@ import asyncio
 import math
 from typing import Any, Final
 
+import msgspec
 import orjson
+from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from comfyd.api import requests
 from comfyd.api.responses import JsonResponse, base_url
-from comfyd.api.schemas import PRIORITIES, TaskListView, TaskRequest, TaskView
+from comfyd.api.schemas import PRIORITIES, OutputRequest, TaskListView, TaskRequest, TaskView
 from comfyd.api.state import State, state_of
 from comfyd.api.views import STATUSES, task_view
 from comfyd.api.waiting import found, until_ended
@@ -18,7 +20,16 @@ from comfyd.errors import MalformedRequest
 from comfyd.estimate import Estimate
 from comfyd.progress import Progress
 from comfyd.submission import SubmitRequest
-from comfyd.tasks import Added, IdempotencyKey, OutputOptions, Status, Task, TaskFilter
+from comfyd.tasks import (
+    Added,
+    Artefact,
+    IdempotencyKey,
+    OutputOptions,
+    PictureFormat,
+    Status,
+    Task,
+    TaskFilter,
+)
 
 PAGE: Final = 20
 """Tasks on a page where the client names no `limit`."""
@@ -66,8 +77,24 @@ def _options(request: Request) -> dict[str, Any]:
         if name in query:
             options[name] = requests.number(query, name)
     options["metadata"] = requests.metadata(query)
-    options["output"] = {"include_temp": requests.truth(query, "include_temp")}
+    options["output"] = _output(query)
     return options
+
+
+def _output(query: QueryParams) -> dict[str, Any]:
+    """The query parameters `output.FIELD`, and `include_temp`."""
+    given: dict[str, Any] = {"include_temp": requests.truth(query, "include_temp")}
+    for name in query:
+        field = name.removeprefix("output.")
+        if field == name:
+            continue
+        if field == "quality":
+            given[field] = requests.integer(query, name, 1, 100)
+        elif field in {"inline", "include_temp"}:
+            given[field] = requests.truth(query, name)
+        else:
+            given[field] = query[name]
+    return given
 
 
 async def _replayed(state: State, key: IdempotencyKey | None) -> Added | None:
@@ -89,13 +116,30 @@ async def accept(request: Request, wanted: TaskRequest, key: IdempotencyKey | No
             timeout=wanted.timeout,
             start_timeout=wanted.start_timeout,
             metadata=wanted.metadata,
-            output=OutputOptions(include_temp=wanted.output.include_temp),
+            output=output_options(wanted.output),
         ),
         key,
     )
     if not added.replayed:
         state.metrics.submitted.inc()
     return added
+
+
+def output_options(wanted: OutputRequest) -> OutputOptions:
+    """What is wanted of the outputs. Raises `MalformedRequest` for a quality of nothing."""
+    if wanted.quality is not None and wanted.format in {None, PictureFormat.PNG}:
+        raise MalformedRequest(
+            "$.output.quality: needs `format` jpeg, webp or avif", details={"path": "$.output.quality"}
+        )
+    return OutputOptions(
+        include_temp=wanted.include_temp,
+        storage=wanted.storage,
+        prefix=wanted.prefix,
+        format=wanted.format,
+        quality=wanted.quality,
+        strip=wanted.metadata == "strip",
+        inline=wanted.inline,
+    )
 
 
 async def accepted(request: Request, added: Added) -> Response:
@@ -138,7 +182,7 @@ async def list_tasks(request: Request) -> Response:
         metadata=requests.metadata(query),
     )
     page = await state.store.list_tasks(wanted, query.get("cursor") or None, limit)
-    views = await asyncio.gather(*(viewed(request, task) for task in page.tasks))
+    views = await asyncio.gather(*(viewed(request, task, data=False) for task in page.tasks))
     answer = TaskListView(tasks=tuple(views), next_cursor=page.next_cursor)
     return JsonResponse(answer, headers={"Cache-Control": "no-store"})
 
@@ -178,16 +222,30 @@ async def looked_up(connection: HTTPConnection, task_id: str) -> tuple[Task, Tas
     """The task, and as clients see it. Raises `TaskNotFound`."""
     state = state_of(connection)
     # A task that ends between the two looks is read as running and has no progress any more.
-    before = state.board.progress(task_id)
+    before = Seen(progress=state.board.progress(task_id), artefacts=state.board.artefacts(task_id))
     task = await found(state, task_id)
     return task, await viewed(connection, task, before)
 
 
-async def viewed(connection: HTTPConnection, task: Task, before: Progress | None = None) -> TaskView:
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """What the board had of a running task before its row was read."""
+
+    progress: Progress | None = None
+    artefacts: tuple[Artefact, ...] = ()
+
+
+async def viewed(
+    connection: HTTPConnection, task: Task, before: Seen | None = None, *, data: bool = True
+) -> TaskView:
     """The task as clients see it, with its place in the queue and its progress of this moment.
 
-    `before` is progress seen before the row was read, for a task that has none now.
+    `before` is for a task of which the board has nothing any more; `data` says whether files are shown whole.
     """
-    state = state_of(connection)
+    state, base = state_of(connection), base_url(connection)
+    before = before or Seen()
+    stored = task.artefacts
+    if task.status is Status.RUNNING:
+        stored = state.board.artefacts(task.id) or before.artefacts
+    outputs = await state.links.outputs(stored, base, data=data)
     estimate = Estimate() if task.status.terminal else await state.estimator.of(task)
-    return task_view(task, estimate, state.board.progress(task.id) or before, base_url(connection))
+    return task_view(task, estimate, state.board.progress(task.id) or before.progress, outputs, base)

@@ -5,7 +5,6 @@ The one table of status words stands here.
 
 from datetime import UTC, datetime
 from typing import Final, Literal, overload
-from urllib.parse import quote
 
 from comfyd.api.schemas import (
     AttemptView,
@@ -51,7 +50,9 @@ def moment(milliseconds: int | None) -> str | None:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"
 
 
-def task_view(task: Task, estimate: Estimate, progress: Progress | None, base: str) -> TaskView:
+def task_view(
+    task: Task, estimate: Estimate, progress: Progress | None, outputs: tuple[OutputView, ...], base: str
+) -> TaskView:
     """The task as clients see it. `base` is the url that comfyd is reached under."""
     return TaskView(
         task_id=task.id,
@@ -66,7 +67,7 @@ def task_view(task: Task, estimate: Estimate, progress: Progress | None, base: s
         queue_position=estimate.queue_position,
         eta_seconds=estimate.eta_seconds,
         progress=progress_view(task, progress),
-        outputs=tuple(output_view(artefact, base) for artefact in task.artefacts),
+        outputs=outputs,
         error=_error_view(task.error),
         attempts=tuple(_attempt_view(attempt) for attempt in task.attempts),
         metadata=task.metadata,
@@ -105,8 +106,8 @@ def progress_view(task: Task, progress: Progress | None) -> ProgressView:
     )
 
 
-def output_view(artefact: Artefact, base: str) -> OutputView:
-    """A stored result with the url to fetch it from."""
+def output_view(artefact: Artefact, url: str, data: str | None) -> OutputView:
+    """A stored result with the url to fetch it from, and itself in base64 where that was asked for."""
     return OutputView(
         node_id=artefact.node_id,
         name=artefact.name,
@@ -117,8 +118,10 @@ def output_view(artefact: Artefact, base: str) -> OutputView:
         width=artefact.width,
         height=artefact.height,
         duration=artefact.duration,
-        url=f"{base}/api/files/{quote(artefact.key)}",
+        url=url,
+        storage=artefact.storage,
         text=artefact.text,
+        data=data,
     )
 
 

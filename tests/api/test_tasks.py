@@ -134,7 +134,9 @@ async def test_finished_task_is_whole_and_its_progress_is_one(edge: Edge) -> Non
             "height": 16,
             "duration": None,
             "url": f"{edge.base}/api/files/{task['task_id']}/1/2_0_a%20b.png",
+            "storage": "local",
             "text": None,
+            "data": None,
         }
     ]
     assert read["attempts"][0]["outcome"] == "succeeded"

@@ -1,0 +1,118 @@
+"""Parameters of routes, as the OpenAPI document describes them; never how they are read."""
+
+from typing import Any, Final, get_args
+
+import msgspec
+
+from comfyd.api.comfyui import BACKEND_HEADER
+from comfyd.config import StorageName
+from comfyd.tasks import PictureFormat
+
+
+class Parameter(msgspec.Struct, frozen=True, kw_only=True):
+    """One parameter of a route."""
+
+    name: str
+    place: str = "query"
+    description: str
+    schema: dict[str, Any]
+    required: bool = False
+    deep: bool = False
+    """Written as `name[key]=value`."""
+
+
+STRING: Final[dict[str, Any]] = {"type": "string"}
+BOOLEAN: Final[dict[str, Any]] = {"type": "boolean", "default": False}
+TASK: Final = Parameter(
+    name="task_id",
+    place="path",
+    description="The task.",
+    schema={"type": "string", "format": "uuid"},
+    required=True,
+)
+NAME: Final = Parameter(name="name", place="path", description="The template.", schema=STRING, required=True)
+WAIT: Final = Parameter(
+    name="wait",
+    description="Answer when the task has ended, or after this many seconds; cut to `limits.wait`.",
+    schema={"type": "number", "minimum": 0},
+)
+PREFER: Final = Parameter(
+    name="Prefer", place="header", description="`wait=N`: the same as `?wait=N`.", schema=STRING
+)
+KEY: Final = Parameter(
+    name="Idempotency-Key",
+    place="header",
+    description="The same request under the same key is answered with the first task again.",
+    schema={"type": "string", "minLength": 1, "maxLength": 255},
+)
+BACKEND: Final = Parameter(
+    name=BACKEND_HEADER,
+    place="header",
+    description="Which ComfyUI, by its name; by default the first that is ready.",
+    schema=STRING,
+)
+METADATA: Final = Parameter(
+    name="metadata",
+    description="As `metadata[key]=value`.",
+    schema={"type": "object", "additionalProperties": STRING, "maxProperties": 16},
+    deep=True,
+)
+REST: Final = Parameter(
+    name="path", place="path", description="The path in ComfyUI's own API.", schema=STRING, required=True
+)
+POSITIVE: Final[dict[str, Any]] = {"type": "number", "exclusiveMinimum": 0}
+RUN: Final = (
+    Parameter(
+        name="priority",
+        description="Higher first: -1000 to 1000, or low, normal, high.",
+        schema={
+            "anyOf": [
+                {"type": "integer", "minimum": -1000, "maximum": 1000},
+                {"enum": ["low", "normal", "high"]},
+            ],
+            "default": 0,
+        },
+    ),
+    Parameter(
+        name="max_attempts",
+        description="How often the task may be tried.",
+        schema={"type": "integer", "minimum": 1, "maximum": 100},
+    ),
+    Parameter(name="timeout", description="Seconds that ComfyUI may execute the prompt.", schema=POSITIVE),
+    Parameter(
+        name="start_timeout", description="Seconds that the prompt may wait inside ComfyUI.", schema=POSITIVE
+    ),
+    Parameter(
+        name="include_temp",
+        description="Also keep ComfyUI's temporary previews.",
+        schema=BOOLEAN,
+    ),
+    Parameter(
+        name="output.storage",
+        description="Where the outputs go; one that is configured.",
+        schema={"enum": list(get_args(StorageName))},
+    ),
+    Parameter(name="output.prefix", description="Folders before their names in the storage.", schema=STRING),
+    Parameter(
+        name="output.format",
+        description="Convert pictures to this.",
+        schema={"enum": [known.value for known in PictureFormat]},
+    ),
+    Parameter(
+        name="output.quality",
+        description="Of jpeg, webp and avif.",
+        schema={"type": "integer", "minimum": 1, "maximum": 100},
+    ),
+    Parameter(
+        name="output.metadata",
+        description="`strip` takes prompts and other metadata out of the files.",
+        schema={"enum": ["keep", "strip"], "default": "keep"},
+    ),
+    Parameter(
+        name="output.inline", description="Show small outputs in the task itself, in base64.", schema=BOOLEAN
+    ),
+    METADATA,
+    WAIT,
+    PREFER,
+    KEY,
+)
