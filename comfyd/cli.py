@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 CONFIG_FILE: Final = "comfyd.toml"
 DOTENV_FILE: Final = ".env"
 PRIORITIES: Final = ("low", "normal", "high")
+FORMATS: Final = ("png", "jpeg", "webp", "avif")
+STORAGES: Final = ("local", "s3", "r2", "gcs", "cf_images")
 
 Environment = Mapping[str, str]
 
@@ -133,7 +135,8 @@ def _submit_arguments(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help='an input; the value is JSON (42, true, null, [1], "42") or else a text; may be repeated',
+        help='an input; the value is JSON (42, true, null, [1], "42") or else a text; @FILE uploads a file '
+        "of this machine, @@ begins a text that begins with @; may be repeated",
     )
     command.add_argument("--wait", action="store_true", help="wait for the end and save the outputs")
     command.add_argument(
@@ -142,6 +145,19 @@ def _submit_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--priority", type=_priority, metavar="N", help="higher first; or low, normal, high")
     command.add_argument("--url", help="the comfyd to talk to (client.url)")
     command.add_argument("--json", action="store_true", help="print the task as JSON")
+    _output_arguments(command.add_argument_group("what becomes of the outputs"))
+
+
+def _output_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--format", choices=FORMATS, help="convert pictures to this")
+    group.add_argument(
+        "--quality", type=_quality, metavar="N", help="1 to 100; for --format jpeg, webp or avif"
+    )
+    group.add_argument(
+        "--strip", action="store_true", help="take prompts and other metadata out of the files"
+    )
+    group.add_argument("--storage", choices=STORAGES, help="where they go (storage.provider)")
+    group.add_argument("--prefix", metavar="FOLDER", help="a folder before their names in the storage")
 
 
 def _priority(text: str) -> int | str:
@@ -152,6 +168,12 @@ def _priority(text: str) -> int | str:
     except ValueError:
         words = ", ".join(PRIORITIES)
         raise argparse.ArgumentTypeError(f"expected a whole number or one of {words}, not {text!r}") from None
+
+
+def _quality(text: str) -> int:
+    if text.isascii() and text.isdecimal() and len(text) <= 3 and 1 <= int(text) <= 100:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 100, not {text!r}")
 
 
 # --- commands -----------------------------------------------------------------------------------------------
@@ -188,6 +210,9 @@ def _submit(chosen: argparse.Namespace, environ: Environment) -> int:
     except ValueError as error:
         print(f"comfyd submit: -i {error} (see comfyd submit --help)", file=sys.stderr)
         return Exit.USAGE
+    if chosen.quality is not None and chosen.format in {None, "png"}:
+        print("comfyd submit: --quality needs --format jpeg, webp or avif", file=sys.stderr)
+        return Exit.USAGE
     config = _config(chosen, environ, {"client.url": chosen.url})
     _log_quietly(chosen, config, environ)
     order = submit.Order(
@@ -197,8 +222,16 @@ def _submit(chosen: argparse.Namespace, environ: Environment) -> int:
         wait=chosen.wait or chosen.output is not None,
         directory=chosen.output or Path(),
         as_json=chosen.json,
+        output=_wanted(chosen),
     )
     return submit.run(config, order, sys.stdout, sys.stderr)
+
+
+def _wanted(chosen: argparse.Namespace) -> dict[str, Any]:
+    """What is wanted of the outputs, as the API calls it; only what was given."""
+    names = ("format", "quality", "storage", "prefix")
+    given = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+    return {**given, "metadata": "strip"} if chosen.strip else given
 
 
 def _check(chosen: argparse.Namespace, environ: Environment) -> int:

@@ -9,11 +9,12 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from comfyd import __version__
-from comfyd.cli import main, parser
+from comfyd.cli import FORMATS, STORAGES, main, parser
 from comfyd.commands.exits import (
     CannotCreate,
     DamagedDownload,
@@ -23,6 +24,7 @@ from comfyd.commands.exits import (
     UnreadableFile,
     exit_for,
 )
+from comfyd.config import StorageName
 from comfyd.errors import (
     BackendRejected,
     BackendUnreachable,
@@ -34,6 +36,7 @@ from comfyd.errors import (
     StoreUnavailable,
     TemplateError,
 )
+from comfyd.tasks import PictureFormat
 
 COMMANDS = ("serve", "demo", "submit", "check", "init", "simulate")
 
@@ -204,6 +207,18 @@ def test_serve_takes_what_its_options_say() -> None:
     chosen = parser().parse_args(arguments)
     assert (chosen.config, chosen.host, chosen.port) == (Path("a"), "b", 1)
     assert (chosen.data_dir, chosen.comfyui, chosen.insecure) == ("c", "d", True)
+
+
+def test_submit_knows_the_formats_and_storages_that_there_are() -> None:
+    assert tuple(PictureFormat) == FORMATS
+    assert get_args(StorageName) == STORAGES
+
+
+def test_help_says_how_files_are_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "--help"], {}) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "@FILE uploads a file of this machine, @@ begins a text that begins with @" in words
+    assert all(f"--{name} " in words for name in ("format", "quality", "strip", "storage", "prefix"))
 
 
 def test_each_command_runs_as_a_process(tmp_path: Path) -> None:

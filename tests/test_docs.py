@@ -14,7 +14,7 @@ from comfyd.config import Config
 from comfyd.errors import ComfydError
 from comfyd.keys import defaults
 from comfyd.metrics import Metrics
-from comfyd.settings import SEED_NAMES, UNUSED_NAMES, load
+from comfyd.settings import SEED_NAMES, load
 
 TOP = Path(__file__).resolve().parents[1]
 CONFIGURATION = TOP / "comfyd.toml"
@@ -26,7 +26,7 @@ def configuration_lines() -> Iterator[tuple[str, str, bool, bool]]:
     """Key, value as written, whether it is active, and whether a comment stands right above it."""
     section, commented = "", False
     for line in CONFIGURATION.read_text().splitlines():
-        if header := re.fullmatch(r"\[+([a-z_.]+)\]+", line):
+        if header := re.fullmatch(r"\[+([a-z0-9_.]+)\]+", line):
             section = header[1]
         key = re.fullmatch(r"(# )?([a-z_]+) = (.+)", line)
         if key:
@@ -74,7 +74,7 @@ def test_the_examples_in_the_shipped_configuration_are_valid(tmp_path: Path) -> 
 
 def test_every_older_name_is_in_the_shipped_configuration() -> None:
     text = CONFIGURATION.read_text()
-    assert [name for name in (*SEED_NAMES, *UNUSED_NAMES) if name not in text] == []
+    assert [name for name in SEED_NAMES if name not in text] == []
 
 
 def documented() -> dict[str, set[str]]:
@@ -83,7 +83,7 @@ def documented() -> dict[str, set[str]]:
     assert commands.choices is not None
     return {
         "configuration section": {key.split(".")[0] for key in defaults()},
-        "older environment name": set(SEED_NAMES) | set(UNUSED_NAMES),
+        "older environment name": set(SEED_NAMES),
         "command": {f"comfyd {name}" for name in commands.choices},
         "exit code": {str(int(code)) for code in Exit},
         "error code": {kind.code for kind in error_kinds(ComfydError)},

@@ -49,12 +49,14 @@ async def _demo(directory: Path, *, keep: bool, port: int, out: TextIO, err: Tex
                 url = f"http://127.0.0.1:{listening.getsockname()[1]}"
                 print(f"comfyd             {url}", file=out)
                 serving = asyncio.ensure_future(serve(config, listening))
-                code = await _submit(url, directory, out, err)
-                if keep and code == Exit.OK:
-                    print(f"still serving: {url}/docs (Ctrl-C ends it)", file=out, flush=True)
-                    await serving
-                serving.cancel()
-                await asyncio.gather(serving, return_exceptions=True)
+                try:
+                    code = await _submit(url, directory, out, err)
+                    if keep and code == Exit.OK:
+                        print(f"still serving: {url}/docs (Ctrl-C ends it)", file=out, flush=True)
+                        await serving
+                finally:
+                    serving.cancel()
+                    await asyncio.gather(serving, return_exceptions=True)
     return code
 
 
@@ -77,6 +79,6 @@ async def _submit(url: str, directory: Path, out: TextIO, err: TextIO) -> Exit:
 
 async def _save(client: RestClient, task: dict[str, Any], directory: Path, out: TextIO) -> Exit:
     for output in task["outputs"]:
-        path = await client.download(output, directory)
+        path = await client.download(task["task_id"], output, directory)
         print(f"picture            {path.resolve()}", file=out)
     return Exit.OK

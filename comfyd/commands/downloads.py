@@ -6,10 +6,10 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 import msgspec
 
@@ -21,12 +21,24 @@ NAME_BYTES: Final = 150
 """The longest name that is kept, in bytes of UTF-8: file systems stop at 255, and a number may follow."""
 
 
+ENCODING_ANEW: Final = frozenset({"cf_images"})
+"""Storages that deliver a picture as they see fit: what arrives has its own size and digest."""
+
+
 class Announced(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server says of a file before sending it."""
+    """What is known of a file before it is sent."""
 
     name: str
-    size_bytes: int
-    sha256: str
+    size_bytes: int | None = None
+    sha256: str | None = None
+    """Both None where whoever sends it encodes it anew, so that only its arrival can be checked."""
+
+
+def announcement(output: Mapping[str, Any]) -> Announced:
+    """What a task says of one of its outputs."""
+    if output.get("storage") in ENCODING_ANEW:
+        return Announced(name=output["name"])
+    return Announced(name=output["name"], size_bytes=output["size_bytes"], sha256=output["sha256"])
 
 
 async def save(
@@ -34,8 +46,9 @@ async def save(
 ) -> Path:
     """Write a file into `directory`, made if needed, under its own or the next numbered name.
 
-    It gets that name only when size and digest are what was announced. Raises `DamagedDownload` and
-    `CannotCreate`; whatever fails, nothing is left behind. `link` gives a file a name that must be free.
+    It gets that name only when size and digest are what was announced; where neither is, when it is not
+    empty. Raises `DamagedDownload` and `CannotCreate`; whatever fails, nothing is left behind. `link` gives
+    a file a name that must be free.
     """
     part = directory / f".{secrets.token_hex(8)}.part"
     try:
@@ -48,15 +61,21 @@ async def save(
                 digest.update(chunk)
                 with _translated(directory):
                     await asyncio.to_thread(file.write, chunk)
-        if size != announced.size_bytes or digest.hexdigest() != announced.sha256:
-            raise DamagedDownload(
-                f"{safe_name(announced.name)} arrived damaged: {size} bytes, announced {announced.size_bytes}"
-            )
+        _check(announced, size, digest.hexdigest())
         with _translated(directory):
             return await asyncio.to_thread(_give_name, part, safe_name(announced.name), link)
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _check(announced: Announced, size: int, sha256: str) -> None:
+    name = safe_name(announced.name)
+    if announced.sha256 is None:
+        if size == 0:
+            raise DamagedDownload(f"{name} arrived empty")
+    elif (size, sha256) != (announced.size_bytes, announced.sha256):
+        raise DamagedDownload(f"{name} arrived damaged: {size} bytes, announced {announced.size_bytes}")
 
 
 def safe_name(name: str) -> str:

@@ -1,9 +1,12 @@
-"""`comfyd submit`: sends a workflow to a running comfyd, waits, saves the results; never runs one itself."""
+"""`comfyd submit`: sends a workflow and its files to a running comfyd, waits, saves the results.
+
+Never runs one itself.
+"""
 
 import asyncio
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,6 +16,7 @@ from comfyd.clock import SystemClock
 from comfyd.commands.bar import ProgressBar, printable
 from comfyd.commands.exits import CannotCreate, Exit, ServerRefused, UnreadableFile, exit_for
 from comfyd.commands.rest import Json, RestClient, connect, server_url
+from comfyd.commands.uploads import Attachment, outgoing
 from comfyd.config import Config
 
 
@@ -21,6 +25,9 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
     workflow: str
     inputs: tuple[tuple[str, Any], ...] = ()
+    """As `parse_input` makes them."""
+    output: Json = {}
+    """What is wanted of the outputs, in the words of the API."""
     priority: int | str | None = None
     wait: bool = False
     directory: Path = Path()
@@ -34,16 +41,26 @@ def run(config: Config, order: Order, out: TextIO, err: TextIO) -> int:
     errors of `downloads.save`.
     """
     body = request_body(order)
+    _check_files(body.get("inputs", {}))
     if order.wait:
         _make(order.directory)
     return asyncio.run(_submit(server_url(config), body, order, out, err))
 
 
 def parse_input(text: str) -> tuple[str, Any]:
-    """`name=value`: the value is JSON where it is JSON, and a text otherwise. Raises `ValueError`."""
+    """`name=value`: the value is JSON where it is JSON, and a text otherwise. Raises `ValueError`.
+
+    `@path` is an `Attachment`, and `@@` begins a text that begins with `@`.
+    """
     name, mark, value = text.partition("=")
     if not name or not mark:
         raise ValueError(f"{text!r} is not name=value")
+    if value.startswith("@@"):
+        return name, value[1:]
+    if value.startswith("@"):
+        if value == "@":
+            raise ValueError(f"{text!r} names no file")
+        return name, Attachment(path=Path(value[1:]))
     try:
         return name, json.loads(value, parse_constant=_no_constant)
     except (ValueError, RecursionError):
@@ -65,7 +82,10 @@ def _make(directory: Path) -> None:
 
 
 def request_body(order: Order) -> Json:
-    """The API's request. Raises `UnreadableFile` where `order.workflow` names a file that is no graph."""
+    """The API's request, with files not uploaded yet.
+
+    Raises `UnreadableFile` where `order.workflow` names a file that is no graph.
+    """
     body: Json = {"workflow": order.workflow}
     if order.workflow.endswith(".json") or "/" in order.workflow:
         body["workflow"] = _graph(Path(order.workflow))
@@ -73,7 +93,21 @@ def request_body(order: Order) -> Json:
         body["inputs"] = dict(order.inputs)
     if order.priority is not None:
         body["priority"] = order.priority
+    if order.output:
+        body["output"] = dict(order.output)
     return body
+
+
+def _check_files(inputs: Mapping[str, Any]) -> None:
+    """Raise `UnreadableFile` before anything is sent."""
+    for name, value in inputs.items():
+        if isinstance(value, Attachment):
+            try:
+                with outgoing(value.path):
+                    pass
+            except UnreadableFile as error:
+                hint = f"-i {name}=@FILE uploads a file, {name}=@@ begins a text with @"
+                raise UnreadableFile(f"{error.message} ({hint})") from error
 
 
 def _graph(path: Path) -> Json:
@@ -92,7 +126,7 @@ def _graph(path: Path) -> Json:
 async def _submit(url: str, body: Json, order: Order, out: TextIO, err: TextIO) -> int:
     async with connect(url, SystemClock()) as client:
         try:
-            task = await client.submit(body)
+            task = await client.submit(await _uploaded(client, body))
         except ServerRefused as error:
             for line in refusal_lines(error) or [error.message]:
                 print(printable(line), file=err)
@@ -102,6 +136,21 @@ async def _submit(url: str, body: Json, order: Order, out: TextIO, err: TextIO) 
         elif not order.wait:
             print(json.dumps(task), file=out, flush=True)
         return await _wait(client, task["task_id"], order, out, err) if order.wait else Exit.OK
+
+
+async def _uploaded(client: RestClient, body: Json) -> Json:
+    """The request with a reference in place of each file; a file is uploaded once, whatever it is called."""
+    references: dict[tuple[int, int], str] = {}
+    inputs: Json = {}
+    for name, value in body.get("inputs", {}).items():
+        inputs[name] = value
+        if isinstance(value, Attachment):
+            with outgoing(value.path) as file:
+                identity = file.identity
+            if identity not in references:
+                references[identity] = await client.upload(value.path)
+            inputs[name] = references[identity]
+    return {**body, "inputs": inputs} if inputs else body
 
 
 async def _wait(client: RestClient, task_id: str, order: Order, out: TextIO, err: TextIO) -> int:
@@ -116,7 +165,7 @@ async def _wait(client: RestClient, task_id: str, order: Order, out: TextIO, err
         bar.close()
     saved = []
     for output in task["outputs"] or ():
-        path = await client.download(output, order.directory)
+        path = await client.download(task_id, output, order.directory)
         saved.append(str(path))
         if not order.as_json:
             print(path, file=out, flush=True)

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,9 @@ def task(status: str, **parts: Any) -> dict[str, Any]:
 def output(name: str, data: bytes, **changes: Any) -> dict[str, Any]:
     """An output as the API shows it; the file is served under its own name."""
     return {
+        "node_id": "9",
         "name": name,
+        "storage": "local",
         "size_bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
         "url": "/api/files/one",
@@ -48,7 +50,19 @@ class FakeComfyd:
         """Answers to GET task, in order, the last one for ever; a number is an error of that status."""
         self.streams: list[list[bytes] | int] = [404]
         """Answers to GET events, likewise; `b"!"` breaks the connection."""
-        self.files: list[bytes | int] = [b""]
+        self.files: list[bytes | int | Callable[[], web.Response]] = [b""]
+        """Answers to GET of anything else, likewise."""
+        self.asked_as: list[str] = []
+        """The paths of those, as they were sent."""
+        self.headers: list[Mapping[str, str]] = []
+        """The headers that each of those came with."""
+        self.uploads: list[tuple[str, bytes]] = []
+        """Name and bytes of each file that arrived whole."""
+        self.upload_refusal: tuple[int, Any] | None = None
+        """Status and body that an upload is answered with at once, and its file left unread."""
+        self.dropped_uploads = 0
+        self.at_upload: Callable[[], None] = lambda: None
+        """Called when the first bytes of a file are there."""
         self.dropped_submissions = 0
         """So many submissions are taken and not answered."""
 
@@ -64,6 +78,21 @@ class FakeComfyd:
                 status=status, body=body if isinstance(body, bytes) else json.dumps(body).encode()
             )
         return web.json_response(task("PENDING"), status=202)
+
+    async def upload(self, request: web.Request) -> web.StreamResponse:
+        if self.upload_refusal is not None:
+            status, body = self.upload_refusal
+            return web.Response(status=status, body=json.dumps(body).encode())
+        data = await request.content.read(1)
+        self.at_upload()
+        data += await request.content.read()
+        assert len(data) == request.content_length
+        self.uploads.append((request.query["name"], data))
+        if len(self.uploads) <= self.dropped_uploads:
+            assert request.transport is not None
+            request.transport.abort()
+        reference = f"upload:{hashlib.sha256(data).hexdigest()}.png"
+        return web.json_response({"inputs": [{"reference": reference}]}, status=201)
 
     async def task(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(request.path_qs)
@@ -85,16 +114,20 @@ class FakeComfyd:
         return response
 
     async def file(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append(request.path_qs)
+        self.asked_as.append(request.raw_path)
+        self.headers.append(request.headers)
         data = self.files.pop(0) if len(self.files) > 1 else self.files[0]
-        return _error(data) if isinstance(data, int) else web.Response(body=data)
+        if isinstance(data, int):
+            return _error(data)
+        return web.Response(body=data) if isinstance(data, bytes) else data()
 
     async def serve(self, started: threading.Event, stop: asyncio.Event) -> None:
-        application = web.Application()
+        application = web.Application(client_max_size=1 << 30)
         application.router.add_post("/api/tasks", self.submit)
         application.router.add_get("/api/tasks/{id}", self.task)
         application.router.add_get("/api/tasks/{id}/events", self.events)
-        application.router.add_get("/api/files/{name}", self.file)
+        application.router.add_post("/api/inputs", self.upload)
+        application.router.add_get("/{path:.*}", self.file)
         runner = web.AppRunner(application, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

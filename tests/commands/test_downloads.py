@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyd.commands.downloads import NAME_BYTES, Announced, safe_name, save
+from comfyd.commands.downloads import NAME_BYTES, Announced, announcement, safe_name, save
 from comfyd.commands.exits import CannotCreate, DamagedDownload
 
 
@@ -57,6 +57,21 @@ async def test_a_damaged_file_gets_no_name(tmp_path: Path, arrived: bytes) -> No
     with pytest.raises(DamagedDownload, match=r"picture\.png arrived damaged"):
         await save(chunks(arrived), announced(b"short"), tmp_path)
     assert names(tmp_path) == []
+
+
+def test_only_what_is_delivered_as_it_was_stored_has_a_digest() -> None:
+    output = {"name": "a.png", "size_bytes": 3, "sha256": "abc", "url": "https://x/a.png"}
+    exact = Announced(name="a.png", size_bytes=3, sha256="abc")
+    assert [announcement({**output, "storage": name}) for name in ("local", "s3", "r2", "gcs")] == [exact] * 4
+    assert announcement({**output, "storage": "cf_images"}) == Announced(name="a.png")
+
+
+async def test_a_file_of_unknown_size_is_saved_unless_it_is_empty(tmp_path: Path) -> None:
+    path = await save(chunks(b"any", b"thing"), Announced(name="a.png"), tmp_path)
+    assert path.read_bytes() == b"anything"
+    with pytest.raises(DamagedDownload, match=r"b\.png arrived empty"):
+        await save(chunks(), Announced(name="b.png"), tmp_path)
+    assert names(tmp_path) == ["a.png"]
 
 
 async def test_a_broken_stream_leaves_nothing(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`comfyd submit`, in this process, against a scripted comfyd."""
 
+import hashlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 
 from comfyd.cli import main
 from comfyd.commands.submit import parse_input
+from comfyd.commands.uploads import Attachment
 from tests.commands.fake_comfyd import TASK_ID, FakeComfyd, event, output, task
 
 GRAPH = {"1": {"class_type": "KSampler", "inputs": {"seed": 2**64 - 1}}}
@@ -42,13 +44,20 @@ def failed(code: str, message: str, **details: Any) -> dict[str, Any]:
         ("a=-Infinity", "-Infinity"),
         (f"a={2**64 - 1}", 2**64 - 1),
         ("a=" + "[" * 100_000, "[" * 100_000),
+        ("a=@photo.png", Attachment(path=Path("photo.png"))),
+        ("a=@in a folder/@me.png", Attachment(path=Path("in a folder/@me.png"))),
+        ("a=@@me", "@me"),
+        ("a=@@", "@"),
+        ("a=@@@me", "@@me"),
+        ('a="@me"', "@me"),
+        ("a=me@x", "me@x"),
     ],
 )
 def test_a_value_is_json_where_it_is_json(text: str, value: object) -> None:
     assert parse_input(text) == ("a", value)
 
 
-@pytest.mark.parametrize("text", ["a", "=1", ""])
+@pytest.mark.parametrize("text", ["a", "=1", "", "a=@"])
 def test_an_input_without_name_or_value_is_a_wrong_usage(
     comfyd: FakeComfyd, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +94,73 @@ def test_a_file_that_is_no_graph_is_not_sent(
     assert submit(comfyd, "./graph.json") == 65
     assert words in capsys.readouterr().err
     assert comfyd.submissions == []
+
+
+def reference(data: bytes) -> str:
+    return f"upload:{hashlib.sha256(data).hexdigest()}.png"
+
+
+def test_files_are_uploaded_first_and_named_by_their_references(comfyd: FakeComfyd, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(b"photo")
+    (tmp_path / "mask.png").write_bytes(b"mask")
+    arguments = [
+        "-i",
+        "image=@photo.png",
+        "-i",
+        f"mask=@{tmp_path}/mask.png",
+        "-i",
+        "prompt=@@home",
+        "-i",
+        "n=1",
+    ]
+    assert submit(comfyd, "x", *arguments) == 0
+    assert comfyd.uploads == [("photo.png", b"photo"), ("mask.png", b"mask")]
+    inputs = {"image": reference(b"photo"), "mask": reference(b"mask"), "prompt": "@home", "n": 1}
+    assert comfyd.submissions == [{"workflow": "x", "inputs": inputs}]
+
+
+def test_a_file_that_is_given_twice_is_uploaded_once(comfyd: FakeComfyd, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(b"photo")
+    (tmp_path / "same.png").symlink_to("photo.png")
+    arguments = ["-i", "image=@photo.png", "-i", "mask=@./photo.png", "-i", "other=@same.png"]
+    assert submit(comfyd, "x", *arguments) == 0
+    assert comfyd.uploads == [("photo.png", b"photo")]
+    assert set(comfyd.submissions[0]["inputs"].values()) == {reference(b"photo")}
+
+
+def test_a_file_that_cannot_be_read_is_told_before_anything_is_sent(
+    comfyd: FakeComfyd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photo.png").write_bytes(b"photo")
+    arguments = ["-i", "image=@photo.png", "-i", "mask=@missing.png", "-o", "out"]
+    assert submit(comfyd, "x", *arguments) == 65
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "comfyd: missing.png cannot be read: No such file or directory "
+        "(-i mask=@FILE uploads a file, mask=@@ begins a text with @)"
+    )
+    assert (comfyd.uploads, comfyd.submissions) == ([], [])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("status", "code"), [(413, 65), (422, 65), (404, 65), (507, 69)])
+def test_a_file_that_is_refused_is_told_in_one_line(
+    comfyd: FakeComfyd, tmp_path: Path, capsys: pytest.CaptureFixture[str], status: int, code: int
+) -> None:
+    (tmp_path / "photo.png").write_bytes(b"photo")
+    error = {"code": "input_too_large", "message": "photo.png: too\nlarge", "details": {"name": "photo.png"}}
+    comfyd.upload_refusal = (status, {"error": error})
+    assert submit(comfyd, "x", "-i", "image=@photo.png") == code
+    assert capsys.readouterr().err == "photo.png: too large\n"
+    assert comfyd.submissions == []
+
+
+def test_what_is_wanted_of_the_outputs_is_sent(comfyd: FakeComfyd) -> None:
+    arguments = ["--format", "webp", "--quality", "80", "--strip", "--storage", "s3", "--prefix", "a/42"]
+    assert submit(comfyd, "x", *arguments) == 0
+    assert submit(comfyd, "x", "--format", "png") == 0
+    wanted = {"format": "webp", "quality": 80, "metadata": "strip", "storage": "s3", "prefix": "a/42"}
+    assert [sent["output"] for sent in comfyd.submissions] == [wanted, {"format": "png"}]
 
 
 def test_json_prints_the_whole_answer(comfyd: FakeComfyd, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,7 +271,20 @@ def test_a_folder_that_cannot_be_written_ends_with_73(comfyd: FakeComfyd, tmp_pa
     assert submit(comfyd, "x", "-o", "out") == 73
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["--url", "nonsense"], 78), (["--priority", "soon"], 64)])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--url", "nonsense"], 78),
+        (["--priority", "soon"], 64),
+        (["--format", "gif"], 64),
+        (["--storage", "ftp"], 64),
+        (["--quality", "80"], 64),
+        (["--quality", "80", "--format", "png"], 64),
+        (["--quality", "0", "--format", "webp"], 64),
+        (["--quality", "0101", "--format", "webp"], 64),
+        (["--quality", "high", "--format", "webp"], 64),
+    ],
+)
 def test_wrong_options_are_refused_before_anything_is_sent(
     comfyd: FakeComfyd, arguments: list[str], code: int
 ) -> None:
