@@ -1,6 +1,7 @@
 """The one place that knows every part: opens, wires and closes them; never does their work."""
 
 import asyncio
+import os
 import random
 import signal
 import socket
@@ -97,7 +98,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 
 @asynccontextmanager
 async def open_ground(config: Config, clock: Clock) -> AsyncIterator[Ground]:
-    """Open the database, the storage, the templates and the way to each ComfyUI."""
+    """Open the database, the storages, the folders of files, the templates and the way to each ComfyUI."""
     _make_data_folder(config)
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_sqlite(config.database))
@@ -290,7 +291,8 @@ def listen(config: Config) -> socket.socket:
         listening = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as exc:
         raise ConfigError(
-            f"server.port: cannot listen on {host}:{port}: {exc.strerror or exc}",
+            # `create_server` adds the address once more, in brackets
+            f"server.port: cannot listen on {host}:{port}: {os.strerror(exc.errno) if exc.errno else exc}",
             details={"key": "server.port"},
         ) from exc
     # Accepted connections inherit this. The loop sets it only on sockets whose protocol number is not 0, and

@@ -19,7 +19,7 @@ from comfyd import media
 from comfyd.clock import Clock
 from comfyd.comfy.files import OutputStream
 from comfyd.comfy.outputs import content_type
-from comfyd.disk import Digest, digest_of, write_stream
+from comfyd.disk import Digest, digest_of, on_disk, write_stream
 from comfyd.errors import (
     BackendUnclear,
     BackendUnreachable,
@@ -47,12 +47,21 @@ STORAGE_PAUSE_MS: Final = 30_000
 INLINE_TEXT: Final = 65_536
 """Characters of a text output that the task itself shows."""
 
+_WHAT: Final = "cannot use data.dir"
 _CONVERTIBLE: Final = frozenset(
     f"image/{kind}" for kind in ("png", "apng", "jpeg", "webp", "avif", "gif", "bmp", "tiff")
 )
 
+STORAGE: Final = "storage:"
+"""What the names of storages begin with where `Health` says that results wait for one."""
+
+Say = Callable[[str], None]
 Source = Callable[[OutputFile], AbstractAsyncContextManager[OutputStream]]
 """Opens an output file where it is."""
+
+
+def _nothing(_: str) -> None:
+    """What is said where nobody listens."""
 
 
 class StoringTerms(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,9 +93,14 @@ class ArtefactWriter:
         self.inline_bytes = terms.inline_bytes
         """Of the outputs of one attempt."""
         self._shaping = asyncio.Semaphore(SHAPED_AT_ONCE)
+        self._waiting: dict[str, str] = {}
 
-    async def write(self, path: str, file: OutputFile, options: OutputOptions, source: Source) -> Artefact:
+    async def write(
+        self, path: str, file: OutputFile, options: OutputOptions, source: Source, say: Say = _nothing
+    ) -> Artefact:
         """Store one file; `path` is what comes before its own part of the key, which is the same on a repeat.
+
+        `say` is told what is being waited for.
 
         Waits while ComfyUI is down: its files outlive it. Waits while the storage fails, as long as is
         configured. Raises `OutputUnavailable`, `BackendUnclear`, `StorageError`, `MediaError`.
@@ -95,13 +109,12 @@ class ArtefactWriter:
             spooled = await self._spooled(file, source, raw)
             local = spooled
             if options.format is not None or options.strip:
-                async with self._shaping:
-                    local = await _shaped_on_a_thread(spooled, file, options, made)
+                local = await self._shaped(spooled, file, options, made)
             facts = await asyncio.to_thread(media.facts, local.path, local.content_type)
             key = f"{path}/{_own_part(file, local.name)}"
-            storage, location = await self._stored(options.storage or self._storages.default, key, local)
+            storage, location = await self._stored(options.storage or self._storages.default, key, local, say)
             small = options.inline and local.size_bytes <= self._terms.inline_bytes
-            data = await asyncio.to_thread(local.path.read_bytes) if small else None
+            data = await on_disk(_WHAT, local.path.read_bytes) if small else None
         self._metrics.stored(local.size_bytes)
         return Artefact(
             node_id=file.node_id,
@@ -121,17 +134,17 @@ class ArtefactWriter:
             data=data,
         )
 
-    async def forget(self, path: str, files: Sequence[OutputFile], options: OutputOptions) -> None:
-        """Delete what there may be of these files."""
-        places = {options.storage or self._storages.default, self._storages.fallback}
-        await self._storages.delete(
-            [
-                (place, f"{path}/{_own_part(file, name)}")
-                for place in places
-                for file in files
-                for name in _names(file, options)
-            ]
-        )
+    async def forget(
+        self,
+        path: str,
+        files: Sequence[OutputFile],
+        options: OutputOptions,
+        kept: Sequence[OutputFile] = (),
+    ) -> None:
+        """Delete what there may be of these files, but nothing that may be one of those that are kept."""
+        storages = {options.storage or self._storages.default, self._storages.fallback}
+        keys = _keys(path, files, options) - _keys(path, kept, options)
+        await self._storages.delete([(storage, key) for storage in storages for key in sorted(keys)])
 
     async def _spooled(self, file: OutputFile, source: Source, raw: Path) -> LocalFile:
         """Bring the file from where it is to `raw`."""
@@ -139,7 +152,7 @@ class ArtefactWriter:
         while True:
             try:
                 async with source(file) as stream:
-                    digest = await write_stream("cannot use data.dir", raw, stream.chunks, md5=True)
+                    digest = await write_stream(_WHAT, raw, stream.chunks, md5=True)
                 if digest.size_bytes == 0 and file.text is None:
                     raise OutputUnavailable(f"ComfyUI serves {file.filename} empty")
                 return _local(raw, digest, stream.content_type, PurePosixPath(file.filename).name)
@@ -159,28 +172,55 @@ class ArtefactWriter:
             await self._clock.sleep(pause)
             pause = min(pause * 2, MOST_PAUSE_MS)
 
-    async def _stored(self, name: str, key: str, file: LocalFile) -> tuple[str, str | None]:
+    async def _shaped(
+        self, spooled: LocalFile, file: OutputFile, options: OutputOptions, made: Path
+    ) -> LocalFile:
+        """The file as the client wants it; waits while this machine's own disk fails."""
+        pause, since = FIRST_PAUSE_MS, self._clock.monotonic()
+        while True:
+            try:
+                async with self._shaping:
+                    return await _shaped_on_a_thread(spooled, file, options, made)
+            except StorageError as exc:
+                self._refuse_patience(exc, since)
+                log.warning("artefact.waits", file=file.filename, reason=exc.message)
+            await self._clock.sleep(pause)
+            pause = min(pause * 2, MOST_PAUSE_MS)
+
+    async def _stored(self, name: str, key: str, file: LocalFile, say: Say) -> tuple[str, str | None]:
         """Put the file where it belongs, however long that takes; the storage that took it, and its word."""
-        pause, since, failed = FIRST_PAUSE_MS, self._clock.monotonic(), False
+        try:
+            return await self._put(name, key, file, say)
+        except asyncio.CancelledError:
+            sick = self._waiting.pop(key, None)
+            if sick is not None and sick not in self._waiting.values():  # nobody would see it get well
+                self._health.well(f"{STORAGE}{sick}")
+            raise
+        finally:
+            self._waiting.pop(key, None)
+
+    async def _put(self, name: str, key: str, file: LocalFile, say: Say) -> tuple[str, str | None]:
+        pause, since = FIRST_PAUSE_MS, self._clock.monotonic()
         while True:
             try:
                 location = await (await self._storages.get(name)).put(key, file)
             except NotAccepted as exc:
-                if failed:  # it answers again
-                    self._health.well(f"storage:{name}")
+                if self._waiting.pop(key, None) is not None:  # it answers again
+                    self._health.well(f"{STORAGE}{name}")
                 if name == self._storages.fallback:
                     raise
                 log.info("artefact.falls_back", key=key, storage=name, reason=exc.message)
-                name, failed = self._storages.fallback, False
+                name = self._storages.fallback
                 continue
             except StorageError as exc:
-                failed = True
-                self._health.sick(f"storage:{name}", exc.message)
+                self._waiting[key] = name
+                self._health.sick(f"{STORAGE}{name}", exc.message)
+                say(f"waits for storage {name}: {exc.message}")
                 self._metrics.storage_failed(name)
                 self._refuse_patience(exc, since)
                 log.warning("artefact.waits", key=key, storage=name, reason=exc.message)
             else:
-                self._health.well(f"storage:{name}")
+                self._health.well(f"{STORAGE}{name}")
                 return name, location
             await self._clock.sleep(round(pause * (0.5 + self._clock.jitter() / 2)))
             pause = min(pause * 2, STORAGE_PAUSE_MS)
@@ -216,6 +256,8 @@ async def _shaped_on_a_thread(
     def work() -> LocalFile:
         try:
             return _shaped(local, file, options, made)
+        except OSError as exc:
+            raise StorageError(f"{_WHAT}: {exc.strerror or exc}") from exc
         finally:
             if dropped.is_set():
                 made.unlink(missing_ok=True)
@@ -235,11 +277,11 @@ def _shaped(local: LocalFile, file: OutputFile, options: OutputOptions, made: Pa
     if (
         wanted is not None
         and local.content_type in _CONVERTIBLE
-        and media.convert(local.path, made, wanted.value, options.quality)
+        and media.convert(local.path, made, wanted, options.quality)
     ):
         # Nothing but the picture is taken over, so there is nothing to strip.
         name = _renamed(local.name, wanted)
-        return _local(made, digest_of(made, md5=True), f"image/{wanted.value}", name)
+        return _local(made, digest_of(made, md5=True), f"image/{wanted}", name)
     if options.strip and media.strip(local.path, made):
         return _local(made, digest_of(made, md5=True), local.content_type, local.name)
     return local
@@ -258,7 +300,7 @@ def _local(path: Path, digest: Digest, media_type: str, name: str) -> LocalFile:
 
 def _renamed(name: str, wanted: PictureFormat) -> str:
     """The name with the extension of what it has become."""
-    extension = "jpg" if wanted is PictureFormat.JPEG else wanted.value
+    extension = "jpg" if wanted == "jpeg" else wanted
     return f"{PurePosixPath(name).stem}.{extension}"
 
 
@@ -268,6 +310,11 @@ def _names(file: OutputFile, options: OutputOptions) -> Iterator[str]:
     yield name
     if options.format is not None and file.text is None:
         yield _renamed(name, options.format)
+
+
+def _keys(path: str, files: Sequence[OutputFile], options: OutputOptions) -> set[str]:
+    """All keys that these may have been given."""
+    return {f"{path}/{_own_part(file, name)}" for file in files for name in _names(file, options)}
 
 
 def _own_part(file: OutputFile, name: str) -> str:

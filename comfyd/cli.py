@@ -9,22 +9,21 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn, get_args
 
 import msgspec
 
 from comfyd import __version__, settings
 from comfyd.commands.exits import Exit, exit_for
+from comfyd.config import Config, LogConfig, StorageName
 from comfyd.errors import ComfydError
-
-if TYPE_CHECKING:
-    from comfyd.config import Config, LogConfig
+from comfyd.tasks import PictureFormat
 
 CONFIG_FILE: Final = "comfyd.toml"
 DOTENV_FILE: Final = ".env"
 PRIORITIES: Final = ("low", "normal", "high")
-FORMATS: Final = ("png", "jpeg", "webp", "avif")
-STORAGES: Final = ("local", "s3", "r2", "gcs", "cf_images")
+FORMATS: Final = get_args(PictureFormat)
+STORAGES: Final = get_args(StorageName)
 
 Environment = Mapping[str, str]
 
@@ -252,7 +251,7 @@ def _simulate(_chosen: argparse.Namespace, _environ: Environment) -> NoReturn:
     raise AssertionError("unreachable: _run hands `simulate` on before parsing")
 
 
-def _config(chosen: argparse.Namespace, environ: Environment, overrides: Mapping[str, Any]) -> "Config":
+def _config(chosen: argparse.Namespace, environ: Environment, overrides: Mapping[str, Any]) -> Config:
     return settings.load(
         chosen.config or _existing(CONFIG_FILE),
         environ,
@@ -265,7 +264,7 @@ def _existing(name: str) -> Path | None:
     return Path(name) if Path(name).is_file() else None
 
 
-def _log_quietly(chosen: argparse.Namespace, config: "Config", environ: Environment) -> None:
+def _log_quietly(chosen: argparse.Namespace, config: Config, environ: Environment) -> None:
     """For commands that speak to a person: only what is wrong, unless `--log-level` asks for more.
 
     Never into `log.file`: that belongs to the process that serves, and two may not rotate one file.
@@ -275,7 +274,7 @@ def _log_quietly(chosen: argparse.Namespace, config: "Config", environ: Environm
     _configure_log(quiet, environ)
 
 
-def _configure_log(config: "LogConfig", environ: Environment) -> None:
+def _configure_log(config: LogConfig, environ: Environment) -> None:
     from comfyd import log  # noqa: PLC0415 - structlog is what takes longest to import
 
     log.configure(config, sys.stderr, colours="NO_COLOR" not in environ)

@@ -20,13 +20,11 @@ Patience = Annotated[float, Meta(gt=0, le=1e9, description="seconds above 0, to 
 Count = Annotated[int, Meta(ge=1, le=2**53, description="a whole number from 1")]
 Workers = Annotated[int, Meta(ge=1, le=1024, description="a whole number from 1 to 1024")]
 Prefetch = Annotated[int, Meta(ge=0, le=1024, description="a whole number from 0 to 1024")]
-InFlight = Annotated[int, Meta(ge=1, le=64, description="a whole number from 1 to 64")]
 Depth = Annotated[int, Meta(ge=4, le=200, description="a whole number from 4 to 200")]
 StorageName = Literal["local", "s3", "r2", "gcs", "cf_images"]
 AtOnce = Annotated[int, Meta(ge=1, le=64, description="a whole number from 1 to 64")]
 Tries = Annotated[int, Meta(ge=1, le=20, description="a whole number from 1 to 20")]
-Rate = Annotated[int, Meta(ge=0, le=2**53, description="a whole number from 0")]
-Size = Annotated[int, Meta(ge=0, le=2**53, description="a whole number from 0")]
+Bytes = Annotated[int, Meta(ge=0, le=2**53, description="a whole number from 0")]
 Inline = Annotated[int, Meta(ge=0, le=67_108_864, description="a whole number from 0 to 67108864")]
 Bucket = Annotated[
     str,
@@ -39,11 +37,10 @@ Secret = Annotated[
     str, Meta(pattern=r"^[\x21-\x7e]+\Z", description="a text of ASCII characters without blanks")
 ]
 Expiry = Annotated[float, Meta(ge=1, le=604_800, description="seconds from 1 to 604800, a week")]
-LocalExpiry = Annotated[float, Meta(ge=0, le=1e9, description="seconds from 0 to 1e9")]
 Prefix = Annotated[
     str,
     Meta(
-        pattern=r"^(?:[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}(?:/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}){0,7})?\Z",
+        pattern=r"^(?:[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}(?:/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}){0,7})?(?![\s\S])",
         description="folders of letters, digits and . _ - with / between them, not at an end",
     ),
 ]
@@ -98,7 +95,7 @@ class QueueConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     start_timeout: Seconds = 0.0
     stall_timeout: Seconds = 3600.0
     retention: Seconds = 604800.0
-    retention_bytes: Size = 0
+    retention_bytes: Bytes = 0
     """Bytes of outputs in all that are kept, the oldest tasks going first; 0 is 'no limit'."""
 
 
@@ -107,7 +104,7 @@ class ComfyUIConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     url: str = "http://127.0.0.1:8188"
     name: Word = "comfyui"
-    in_flight: InFlight = 2
+    in_flight: AtOnce = 2
     client_id: Word = "comfyd"
     """What the socket's client ids begin with; each connection adds its own random part (Q3)."""
     request_timeout: Patience = 30.0
@@ -118,7 +115,7 @@ class LocalStorageConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fie
 
     dir: Text | None = None
     """None is `files` below `data.dir`."""
-    url_expires: LocalExpiry = 0.0
+    url_expires: Seconds = 0.0
     """Seconds that a file's url is good for; 0 gives plain urls, which are good for ever."""
 
 
@@ -227,7 +224,7 @@ class InputsConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     attempts: Tries = 4
     timeout: Patience = 300.0
     """Seconds that one url may take, all its tries together."""
-    min_rate: Rate = 1024
+    min_rate: Bytes = 1024
     """Bytes per second, over ten seconds, below which a server is too slow; 0 does not look."""
     keep: Patience = 86_400.0
     """Seconds that an upload which no task uses is kept."""

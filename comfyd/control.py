@@ -6,7 +6,7 @@ Each verb changes the row and then nudges whoever works on it.
 import structlog
 
 from comfyd.clock import Clock
-from comfyd.errors import TaskNotFound
+from comfyd.errors import Conflict, TaskNotFound
 from comfyd.forgetting import Forgetter
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
@@ -50,6 +50,9 @@ class Control:
     async def retry(self, task_id: str) -> Task:
         """Queue an ended task again and forget its outputs. Raises `Conflict` if it has not ended."""
         before = _found(await self._store.get(task_id), task_id)
+        if not before.status.terminal:  # one that ends just now has outputs that we did not see
+            message = f"the task is {before.status}; only an ended one can be run again"
+            raise Conflict(message, details={"status": str(before.status)})
         task = _found(await self._store.retry(task_id, self._clock.now()), task_id)
         self._board.status(task_id, task.status)
         self._queue.offer(task)

@@ -118,6 +118,24 @@ async def read_blocks(what: str, path: Path) -> AsyncGenerator[bytes, None]:
             yield block
 
 
+def make_empty(folder: Path) -> None:
+    """Make the folder, or delete the files in it; blocks, for a thread."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with os.scandir(folder) as found:
+        for rest in found:
+            if not rest.is_dir(follow_symlinks=False):
+                Path(rest.path).unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Let the disk hold the names in a folder; blocks, for a thread."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def digest_of(path: Path, *, md5: bool = False) -> Digest:
     """Read a file through; blocks, for a thread."""
     counting = _Counting(md5=md5)

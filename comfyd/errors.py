@@ -4,7 +4,7 @@ ComfydError                      code, message, details, retryable
 ├── ConfigError                  the configuration cannot be used; `details["key"]` names the key
 ├── RequestError                 what a client sent cannot be accepted
 │   ├── MalformedRequest         not the JSON, type or field that the route takes
-│   ├── BodyTooLarge             longer than `limits.body_bytes`
+│   ├── BodyTooLarge             longer than `limits.body_bytes` or `limits.upload_bytes`
 │   ├── UnsupportedMediaType     a body of another kind than the route takes
 │   ├── ForeignOrigin            a browser sent it on behalf of another site
 │   ├── NotFound                 no such task, workflow, file or route
@@ -35,7 +35,7 @@ ComfydError                      code, message, details, retryable
 │   ├── StoreUnavailable         it does not answer, or was broken by an earlier error
 │   ├── InsufficientStorage      the disk is full
 │   └── StaleClaim               the attempt is no longer the live one of its task
-├── StorageError                 an artefact could not be written, read or deleted
+├── StorageError                 a file could not be written, read or deleted: an artefact or an input
 │   ├── DiskFull                 this machine's own disk has no room
 │   └── NotAccepted              this storage will never take this file
 ├── MediaError                   an output could not be converted or stripped as was asked
@@ -146,9 +146,7 @@ class InvalidInputs(RequestError):
 
 
 class InputError(RequestError):
-    """A file that a request names or brings cannot be used; `details["input"]` names the input if known."""
-
-    code = "invalid_input_file"
+    """A file that a request names or brings cannot be used; `details["input"]` is its `node.input`."""
 
 
 class BlockedAddress(InputError):
@@ -273,7 +271,7 @@ class StaleClaim(StoreError):
 
 
 class StorageError(ComfydError):
-    """An artefact could not be written, read or deleted."""
+    """A file could not be written, read or deleted: an artefact in its storage, an input on the disk."""
 
     code = "storage_error"
     retryable = True

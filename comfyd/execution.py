@@ -110,15 +110,18 @@ class Executor:
             else:
                 backend = self._adopted(run)
             if run.attempt.step is not Step.COLLECTED:
-                entry = await self._run_prompt(run, backend, storing)
-                run.place.release()
+                try:
+                    entry = await self._run_prompt(run, backend, storing)
+                finally:  # whatever is to be stored or forgotten now, ComfyUI is not needed for it
+                    run.place.release()
                 await self._collect(run, backend, entry)
             return await self._keep(run, backend, storing)
 
     async def _prepare(self, run: Run) -> Backend:
         """Bring the inputs, and take a slot for the prompt."""
         graph = run.claim.graph
-        async with self._stager.staging(graph, await self._known_classes(graph)) as staging:
+        known = await self._unless_canceled(run, self._known_classes(graph))
+        async with self._stager.staging(graph, known) as staging:
             if staging:
                 with run.place.fetching():
                     await self._unless_canceled(run, staging.fetch())

@@ -6,7 +6,7 @@ no file is left behind.
 
 import asyncio
 import email.utils
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from datetime import UTC
 from email.message import Message
 from pathlib import Path
@@ -43,8 +43,6 @@ class Fetched(msgspec.Struct, frozen=True, kw_only=True):
     """Hexadecimal."""
     name: str | None
     """What its server or its url calls it: one printable line without a slash, and safe for nothing."""
-    content_type: str | None
-    """`type/subtype` as announced, which may be wrong."""
 
 
 class Fetcher:
@@ -105,7 +103,6 @@ class Fetcher:
                 size_bytes=digest.size_bytes,
                 sha256=digest.sha256,
                 name=_name(reply.headers.get("Content-Disposition"), reply.url, URL(url)),
-                content_type=_content_type(reply.headers),
             )
 
     async def _body(self, reply: Reply) -> AsyncIterator[bytes]:
@@ -142,7 +139,7 @@ class Fetcher:
         if size > most:
             raise InputTooLarge(
                 f"{host} sends more than the {most} bytes of inputs.max_bytes",
-                details={"host": host, "max_bytes": most},
+                details={"host": host, "limit": most},
             )
 
     def _retry_after(self, reply: Reply) -> int | None:
@@ -213,18 +210,3 @@ def _name(disposition: str | None, *urls: URL) -> str | None:
         if name.strip("."):
             return name
     return None
-
-
-def _content_type(headers: Mapping[str, str]) -> str | None:
-    """`type/subtype` in lower case, if the header has that shape."""
-    announced = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    kind, slash, subtype = announced.partition("/")
-    fits = (
-        kind
-        and slash
-        and subtype
-        and announced.isascii()
-        and announced.isprintable()
-        and " " not in announced
-    )
-    return announced[:_LONGEST_NAME] if fits else None

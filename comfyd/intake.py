@@ -5,20 +5,23 @@ Never fetches a url: what a request is refused for is what it says, and what the
 
 import asyncio
 import contextlib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
 import msgspec
+import structlog
 
 from comfyd import graphs
 from comfyd.clock import Clock
 from comfyd.comfy.backend import Backend
-from comfyd.errors import BackendError, InputError, InvalidWorkflow
+from comfyd.errors import BackendError, ComfydError, InputError, InvalidWorkflow
 from comfyd.guard import Guard
 from comfyd.store.base import Store
 from comfyd.tasks import Graph, JsonObject
-from comfyd.uploads import Received, Upload, Uploads
+from comfyd.uploads import Received, Upload, Uploads, parse_reference
+
+log = structlog.get_logger("comfyd.intake")
 
 REFRESH_MS: Final = 5_000
 """How long what a ComfyUI said of its classes is believed before a refusal makes it be asked again."""
@@ -137,6 +140,10 @@ class Intake:
                 files[upload.file] = None
                 address = graphs.Address(node_id=wanted.node_id, name=wanted.name)
                 graph = graphs.set_input(graph, address, upload.reference)
+        if not judged:  # any of these may turn out to be a file: the task has to keep it until then
+            for file in _uploads_named(graph):
+                await stack.enter_async_context(self._uploads.hold(f"upload:{file}"))
+                files[file] = None
         remote = frozenset((wanted.node_id, wanted.name) for wanted in found)
         return Taken(
             graph=graph,
@@ -176,9 +183,22 @@ class Intake:
         files = [given.upload.file for given in taken.received if not given.known]
 
         async def forget_unused() -> None:
-            await self._uploads.forget(files, self._store.unused_uploads)
+            try:
+                await self._uploads.forget(files, self._store.unused_uploads)
+            except ComfydError as exc:  # the task may be a row by now; the sweep comes by later
+                log.warning("upload.left", files=files, reason=exc.message)
 
         stack.push_async_callback(forget_unused)
         for given in taken.received:
             await stack.enter_async_context(self._uploads.hold(given.upload.reference))
             await self._uploads.keep(given)
+
+
+def _uploads_named(graph: Graph) -> Iterator[str]:
+    """The files of all values that look like references of uploads."""
+    for node in graph.values():
+        for value in node["inputs"].values():
+            inner = value.get("__value__") if isinstance(value, dict) else value
+            file = parse_reference(inner.strip()) if isinstance(inner, str) else None
+            if file is not None:
+                yield file

@@ -1,4 +1,4 @@
-"""The chores of a running comfyd: forget old tasks, refresh the figures, re-read templates; one step each."""
+"""The chores of a running comfyd: forget the old, count, re-read templates, look at ComfyUI; a step each."""
 
 import asyncio
 import contextlib

@@ -46,7 +46,6 @@ class Metrics:
         self._stored = Counter(
             "comfyd_stored_bytes", "Bytes of artefacts put into the storage.", registry=self.registry
         )
-
         self._storage_failures = Counter(
             "comfyd_storage_failures",
             "Failed tries to store an artefact, by storage.",

@@ -188,12 +188,12 @@ class Board:
         self._artefacts.setdefault(task_id, {})[artefact.key] = artefact
         self.publish(task_id, "output", artefact)
 
-    def withdrawn(self, task_id: str, places: Container[tuple[str, int]] | None = None) -> None:
+    def withdrawn(self, task_id: str, outputs: Container[tuple[str, int]] | None = None) -> None:
         """What a running task had stored is gone again: all, or what has these node ids and indices."""
         kept = {
             key: artefact
             for key, artefact in self._artefacts.pop(task_id, {}).items()
-            if places is not None and (artefact.node_id, artefact.index) not in places
+            if outputs is not None and (artefact.node_id, artefact.index) not in outputs
         }
         if kept:
             self._artefacts[task_id] = kept

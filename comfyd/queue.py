@@ -180,7 +180,8 @@ class TaskQueue:
         try:
             yield attention
         finally:
-            del self._working[task_id]
+            if self._working.get(task_id) is attention:  # and not that of whoever runs it again already
+                del self._working[task_id]
 
     def nudge(self, task_id: str) -> None:
         """The row of this task was changed: whoever works on it should look."""

@@ -1,7 +1,6 @@
 """Files on their way through comfyd: in one folder of its own, each gone when its block ends; never kept."""
 
 import asyncio
-import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from comfyd.disk import to_its_end
+from comfyd.disk import make_empty, to_its_end
 from comfyd.errors import StorageError
 
 log = structlog.get_logger("comfyd.scratch")
@@ -42,17 +41,9 @@ class Scratch:
 async def open_scratch(folder: Path) -> AsyncIterator[Scratch]:
     """Make the folder, and empty it of what an earlier process left. Raises `StorageError`."""
     try:
-        await asyncio.to_thread(_prepare, folder)
+        await asyncio.to_thread(make_empty, folder)
     except OSError as exc:
         raise StorageError(
             f"cannot use {folder}: {exc.strerror or exc}", details={"key": "data.dir"}
         ) from exc
     yield Scratch(folder)
-
-
-def _prepare(folder: Path) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with os.scandir(folder) as found:
-        for rest in found:
-            if not rest.is_dir(follow_symlinks=False):
-                Path(rest.path).unlink(missing_ok=True)

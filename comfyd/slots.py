@@ -180,6 +180,8 @@ class Slots:
     async def seat(self, place: Place) -> str:
         """Wait for the slot of an admitted place."""
         future = self._line.join(place)
+        if self._closed:
+            future.cancel()
         self.changed()
         try:
             place.host = await future

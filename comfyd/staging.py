@@ -22,7 +22,7 @@ from comfyd.fetch import Fetcher
 from comfyd.metrics import Metrics
 from comfyd.scratch import Scratch
 from comfyd.tasks import Graph
-from comfyd.uploads import Uploads
+from comfyd.uploads import Upload, Uploads
 
 log = structlog.get_logger("comfyd.staging")
 
@@ -59,15 +59,22 @@ class Stager:
         kind = source[:7].lower()
         if not kind.startswith(("data:", "upload:")):
             return await self._fetched(source, await stack.enter_async_context(self._scratch.file()))
-        upload = await (
-            self._uploads.add_data_uri(source) if kind[:5] == "data:" else self._uploads.find(source)
-        )
+        upload = await self._uploaded(source, stack)
         return Staged(
             path=self._uploads.path(upload.file),
             name=upload.file,
             kind=upload.kind,
             content_type=upload.content_type,
         )
+
+    async def _uploaded(self, source: str, stack: AsyncExitStack) -> Upload:
+        """The upload, held until the stack ends: it may go with the last task that names it."""
+        if source[:5].lower() != "data:":
+            await stack.enter_async_context(self._uploads.hold(source))
+            return await self._uploads.find(source)
+        async with self._uploads.receive_data_uri(source) as received:
+            await stack.enter_async_context(self._uploads.hold(received.upload.reference))
+            return await self._uploads.keep(received)
 
     async def _fetched(self, url: str, target: Path) -> Staged:
         fetched = await self._fetcher.fetch(url, target)

@@ -15,7 +15,7 @@ import structlog
 from comfyd.artefacts import ArtefactWriter, Source
 from comfyd.clock import Clock
 from comfyd.errors import StaleClaim
-from comfyd.progress import Board
+from comfyd.progress import Board, Progress
 from comfyd.tasks import Artefact, Attempt, OutputFile, Task
 
 log = structlog.get_logger("comfyd.storing")
@@ -49,6 +49,7 @@ class Storing:
         self._gate = asyncio.Semaphore(AT_ONCE)
         self._named: set[OutputFile] = set(attempt.collected)
         self._early: set[asyncio.Task[None]] = set()
+        self._late = False
         self._begun: dict[Place, tuple[OutputFile, asyncio.Task[Artefact]]] = {}
         self._inline_left = writer.inline_bytes
 
@@ -69,6 +70,8 @@ class Storing:
 
     def begin_early(self, file: OutputFile, source: Source, tell: Tell) -> None:
         """Store this file soon, if the prompt still runs by then."""
+        if self._late:
+            return
         work = asyncio.ensure_future(self._wait_and_begin(file, source, tell))
         self._early.add(work)
         work.add_done_callback(self._early.discard)
@@ -85,6 +88,7 @@ class Storing:
 
     async def no_more_early(self) -> None:
         """The prompt has ended: what has not begun early waits for `finish`."""
+        self._late = True
         waiting = list(self._early)
         for work in waiting:
             work.cancel()
@@ -115,10 +119,10 @@ class Storing:
         await self._drop(over)
         for place in over:
             del self._begun[place]
+        self._board.withdrawn(self._task.id, set(over))
         others = self._named - wanted
         if others:
-            self._board.withdrawn(self._task.id, {(file.node_id, file.index) for file in others})
-            await self._writer.forget(self._path, list(others), self._task.output)
+            await self._writer.forget(self._path, list(others), self._task.output, files)
             self._named -= others
 
     def _begin(self, file: OutputFile, source: Source) -> None:
@@ -128,13 +132,20 @@ class Storing:
 
     async def _one(self, file: OutputFile, source: Source) -> Artefact:
         async with self._gate:
-            artefact = await self._writer.write(self._path, file, self._task.output, source)
+            artefact = await self._writer.write(self._path, file, self._task.output, source, self._say)
         if artefact.data is not None and artefact.size_bytes > self._inline_left:
             artefact = msgspec.structs.replace(artefact, data=None)
         elif artefact.data is not None:
             self._inline_left -= artefact.size_bytes
         self._board.stored(self._task.id, artefact)
         return artefact
+
+    def _say(self, message: str) -> None:
+        """Show what is being waited for, where the task's progress is shown."""
+        nodes = self._task.nodes_total
+        executed = Progress(value=1.0, nodes_done=nodes, nodes_total=nodes)  # where an earlier process saw it
+        progress = self._board.progress(self._task.id) or executed
+        self._board.report(self._task.id, msgspec.structs.replace(progress, message=message))
 
     async def _drop(self, places: Sequence[Place]) -> None:
         """Stop what is under way; nothing is written any more when this returns."""

@@ -11,7 +11,8 @@ from comfyd import graphs, workflows
 from comfyd.catalog import Catalog
 from comfyd.clock import Clock
 from comfyd.config import LimitsConfig, QueueConfig, StorageConfig
-from comfyd.errors import QueueFull
+from comfyd.disk import to_its_end
+from comfyd.errors import InputError, QueueFull
 from comfyd.intake import Intake, Taken
 from comfyd.queue import TaskQueue
 from comfyd.storage.opening import check_usable
@@ -41,6 +42,8 @@ class Rendered(msgspec.Struct, frozen=True, kw_only=True):
     graph: Graph
     workflow: str | None = None
     inputs: dict[str, Any] | None = None
+    names: dict[str, str] = {}
+    """`node.input` -> what the template calls it."""
 
 
 class Renderer:
@@ -57,7 +60,8 @@ class Renderer:
             template = self._catalog.get(request.workflow)
             rendered = workflows.render(template, request.inputs, self._chance)
             graph = graphs.check_structure(rendered.graph, self._limits)
-            return Rendered(graph=graph, workflow=template.name, inputs=rendered.inputs)
+            names = {f"{spec.node}.{spec.field}": spec.name for spec in template.inputs}
+            return Rendered(graph=graph, workflow=template.name, inputs=rendered.inputs, names=names)
         graph = graphs.check_structure(request.workflow, self._limits)
         if request.inputs:
             graph = workflows.apply_inputs(graph, request.inputs, self._limits)
@@ -124,18 +128,31 @@ class Submission:
         """
         if (await self._store.counts())[Status.QUEUED] >= self._terms.queued_tasks:
             raise QueueFull(
-                f"{self._terms.queued_tasks} tasks are queued; try again later",
+                f"as many tasks are queued as limits.queued_tasks allows: {self._terms.queued_tasks}",
                 details={"retry_after": FULL_RETRY_S},
             )
         if request.output.storage is not None:
             check_usable(request.output.storage, self._terms.storages)
         rendered = self._renderer.render(request)
         async with AsyncExitStack() as stack:
-            taken = await self._intake.take(rendered.graph, stack)
+            taken = await self._taken(rendered, stack)
             if taken.judged and graphs.remote_values(taken.graph):
                 self._renderer.check_lengths(taken.graph)
             await self._intake.keep(taken, stack)
-            added = await self._store.add(self._new(request, rendered, taken), key, self._clock.now())
+            # a write that began goes on without us: what happens to the files has to wait for its end
+            return await to_its_end(self._queued(self._new(request, rendered, taken), key))
+
+    async def _taken(self, rendered: Rendered, stack: AsyncExitStack) -> Taken:
+        try:
+            return await self._intake.take(rendered.graph, stack)
+        except InputError as exc:
+            name = rendered.names.get(exc.details.get("input", ""))
+            if name is not None:
+                exc.details["name"] = name
+            raise
+
+    async def _queued(self, new: NewTask, key: IdempotencyKey | None) -> Added:
+        added = await self._store.add(new, key, self._clock.now())
         if not added.replayed:
             self._queue.offer(added.task)
         return added

@@ -4,7 +4,7 @@ Never holds a connection, a clock or a decision. Times are integer UTC milliseco
 """
 
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -112,13 +112,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Without any sign of life while executing."""
 
 
-class PictureFormat(StrEnum):
-    """What pictures can be converted to."""
-
-    PNG = "png"
-    JPEG = "jpeg"
-    WEBP = "webp"
-    AVIF = "avif"
+PictureFormat = Literal["png", "jpeg", "webp", "avif"]
+"""What pictures can be converted to."""
 
 
 class OutputOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -66,15 +66,16 @@ class Settler:
             raise StaleClaim(f"task {claim.task.id} is gone")
         settlement = decide(current, outcome, self._policy, self._clock.now(), self._clock.jitter())
         task = await self._store.settle(claim.attempt.id, settlement, self._clock.now())
+        self._tell(task, settlement)
         if isinstance(outcome, Succeeded) and task.status is not Status.SUCCEEDED:
             await self._forgetter.outputs(outcome.artefacts)
-        self._tell(task, settlement)
         return task
 
     def _tell(self, task: Task, settlement: Settlement) -> None:
         error = settlement.error
         code = error.code if error is not None else None
-        log.info("task.settled", status=task.status, outcome=settlement.outcome, error=code)
+        reason = error.message if error is not None else None
+        log.info("task.settled", status=task.status, outcome=settlement.outcome, error=code, reason=reason)
         self._board.status(task.id, task.status)
         if task.status.terminal:
             self._metrics.finished(task.status, (task.completed_at or task.created_at) - task.created_at)
@@ -102,9 +103,16 @@ class Workers:
         self._clock = clock
         queue.crowded = slots.turn_away
         self._working: set[asyncio.Task[None]] = set()
+        self._adopted: list[asyncio.Task[None]] = []
 
     async def step(self) -> int:
-        """One task, from the queue to its settlement. Cancelled, it leaves the work it began to `drain`."""
+        """One task, from the queue to its settlement. Cancelled, it leaves the work it began to `drain`.
+
+        What was adopted holds workers too: they bound how many tasks wait for a storage that is down.
+        """
+        if self._adopted:
+            await asyncio.wait([self._adopted.pop()])
+            return 0
         ready = await self._queue.take()
         entered = asyncio.Event()
         work = self._spawn(self._claim_and_work(ready, entered))
@@ -120,7 +128,9 @@ class Workers:
         """Take up what an earlier process left, before anything new is claimed."""
         for claim in claims:
             log.info("task.adopted", task_id=claim.task.id, step=claim.attempt.step)
-            self._spawn(self._resume(claim)).add_done_callback(_tell_of_failure)
+            work = self._spawn(self._resume(claim))
+            work.add_done_callback(_tell_of_failure)
+            self._adopted.append(work)
 
     async def drain(self, grace_ms: int, hurry: asyncio.Event) -> None:
         """Let what is nearly done end within the grace, or until `hurry`; the rest is the next process's.

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import hashlib
 import io
+import resource
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -122,9 +123,9 @@ def opened(data: bytes) -> Image.Image:
 @pytest.mark.parametrize(
     ("wanted", "kind", "extension"),
     [
-        (PictureFormat.JPEG, "JPEG", "jpg"),
-        (PictureFormat.WEBP, "WEBP", "webp"),
-        (PictureFormat.AVIF, "AVIF", "avif"),
+        ("jpeg", "JPEG", "jpg"),
+        ("webp", "WEBP", "webp"),
+        ("avif", "AVIF", "avif"),
     ],
 )
 async def test_pictures_come_in_the_format_and_quality_that_was_asked_for(
@@ -138,7 +139,7 @@ async def test_pictures_come_in_the_format_and_quality_that_was_asked_for(
         data = await content(made, artefact)
         picture = opened(data)
         assert (picture.format, picture.size) == (kind, (64, 48))
-        assert artefact.content_type == f"image/{wanted.value}"
+        assert artefact.content_type == f"image/{wanted}"
         assert artefact.name == f"n_00001_.{extension}"
         assert artefact.key.endswith(artefact.name)
         assert (artefact.width, artefact.height) == (64, 48)
@@ -149,7 +150,7 @@ async def test_pictures_come_in_the_format_and_quality_that_was_asked_for(
 
 
 async def test_a_picture_that_has_the_format_already_stays_as_it_is(made: Bench) -> None:
-    options = OutputOptions(format=PictureFormat.PNG)
+    options = OutputOptions(format="png")
     plain = await made.ended((await made.submit(noise())).id)
     same = await made.ended((await made.submit(noise(), output=options)).id)
     for ended in (plain, same):
@@ -160,7 +161,7 @@ async def test_a_picture_that_has_the_format_already_stays_as_it_is(made: Bench)
         assert CANARY.encode() in data
 
 
-@pytest.mark.parametrize("wanted", [None, PictureFormat.PNG])
+@pytest.mark.parametrize("wanted", [None, "png"])
 async def test_metadata_is_taken_out_and_not_a_pixel_changed(
     made: Bench, wanted: PictureFormat | None
 ) -> None:
@@ -192,7 +193,7 @@ async def test_metadata_is_taken_out_of_everything_a_task_makes(made: Bench) -> 
 
 
 async def test_texts_are_left_as_they_are_whatever_is_asked_of_pictures(made: Bench) -> None:
-    options = OutputOptions(format=PictureFormat.JPEG, quality=50, strip=True)
+    options = OutputOptions(format="jpeg", quality=50, strip=True)
     ended = await made.ended((await made.submit(shipped("multi-output"), output=options)).id)
     assert ended.status is Status.SUCCEEDED
     (text,) = [each for each in ended.artefacts if each.type is OutputType.TEXT]
@@ -204,7 +205,7 @@ async def test_texts_are_left_as_they_are_whatever_is_asked_of_pictures(made: Be
 
 
 async def test_temporary_pictures_are_converted_like_the_others(made: Bench) -> None:
-    options = OutputOptions(include_temp=True, format=PictureFormat.WEBP)
+    options = OutputOptions(include_temp=True, format="webp")
     ended = await made.ended((await made.submit(shipped("multi-output"), output=options)).id)
     assert {each.node_id for each in pictures(ended)} == {"10", "11", "12", "13"}
     for each in pictures(ended):
@@ -213,7 +214,7 @@ async def test_temporary_pictures_are_converted_like_the_others(made: Bench) -> 
 
 
 async def test_an_animation_that_becomes_a_jpeg_stays_what_it_is(made: Bench) -> None:
-    options = OutputOptions(format=PictureFormat.JPEG, strip=True)
+    options = OutputOptions(format="jpeg", strip=True)
     graph = {key: node for key, node in shipped("animated-and-video").items() if key in {"1", "2", "10"}}
     ended = await made.ended((await made.submit(graph, output=options)).id)
     (artefact,) = ended.artefacts
@@ -222,13 +223,13 @@ async def test_an_animation_that_becomes_a_jpeg_stays_what_it_is(made: Bench) ->
 
 
 async def test_images_of_the_socket_are_converted_as_well(made: Bench) -> None:
-    options = OutputOptions(format=PictureFormat.JPEG)
+    options = OutputOptions(format="jpeg")
     ended = await made.ended((await made.submit(shipped("websocket-image"), output=options)).id)
     assert [each.name for each in ended.artefacts] == ["websocket_00001.jpg", "websocket_00002.jpg"]
 
 
 @pytest.mark.parametrize(
-    "options", [OutputOptions(format=PictureFormat.WEBP), OutputOptions(strip=True)], ids=["format", "strip"]
+    "options", [OutputOptions(format="webp"), OutputOptions(strip=True)], ids=["format", "strip"]
 )
 async def test_what_cannot_be_made_of_a_file_fails_the_task_after_one_run_and_leaves_nothing(
     made: Bench, simulator: Simulator, tmp_path: Path, options: OutputOptions
@@ -704,7 +705,7 @@ async def test_a_converted_file_is_forgotten_under_the_name_that_it_got(
     tmp_path: Path, filename: str, kind: OutputType, content_type: str
 ) -> None:
     storage = Failing()
-    file, options = output_file(filename, type=kind), OutputOptions(format=PictureFormat.JPEG)
+    file, options = output_file(filename, type=kind), OutputOptions(format="jpeg")
     async with writing(tmp_path, storage) as parts:
         artefact = await parts.writer.write("t/1", file, options, Backend(png(), content_type=content_type))
         assert artefact.content_type == "image/jpeg"
@@ -720,12 +721,12 @@ async def test_what_a_fallback_refuses_and_what_cannot_be_converted_come_out_as_
     async with writing(tmp_path, Failing(NotAccepted("never"))) as parts:
         with pytest.raises(NotAccepted):
             await parts.writer.write("t/1", output_file(), OutputOptions(), Backend(png()))
-        options = OutputOptions(format=PictureFormat.WEBP)
+        options = OutputOptions(format="webp")
         with pytest.raises(MediaError):
             await parts.writer.write("t/1", output_file(), options, Backend(b"no picture"))
 
 
-@pytest.mark.parametrize("options", [OutputOptions(format=PictureFormat.WEBP), OutputOptions(strip=True)])
+@pytest.mark.parametrize("options", [OutputOptions(format="webp"), OutputOptions(strip=True)])
 async def test_a_file_that_is_dropped_while_it_is_converted_leaves_none_behind(
     tmp_path: Path, options: OutputOptions
 ) -> None:
@@ -753,6 +754,44 @@ async def test_a_file_that_is_dropped_while_it_is_converted_leaves_none_behind(
                 await every_thread_is_free()
                 assert list((tmp_path / "tmp").iterdir()) == []
                 storage.kept.clear()
+
+
+class Healing(HandClock):
+    """A clock under which the disk has room again as soon as somebody waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    async def sleep(self, milliseconds: int) -> None:
+        """See `HandClock`."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
+        await super().sleep(milliseconds)
+
+
+@pytest.mark.parametrize("wanted", [OutputOptions(format="png"), OutputOptions(strip=True)])
+async def test_a_disk_without_room_for_what_is_made_of_a_file_is_waited_for(
+    tmp_path: Path, wanted: OutputOptions
+) -> None:
+    buffer = io.BytesIO()
+    Image.effect_noise((256, 256), 80).save(buffer, "JPEG", comment=b"a prompt " * 100)
+    data = buffer.getvalue()
+    clock = Healing()
+    room = len(data) if wanted.format else 1_000
+
+    @asynccontextmanager
+    async def source(file: OutputFile) -> AsyncIterator[OutputStream]:
+        async with Backend(data, content_type="image/jpeg")(file) as stream:
+            yield stream
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, clock.limits[1]))
+
+    try:
+        async with writing(tmp_path, storage := Failing(), clock) as parts:
+            artefact = await parts.writer.write("t/1", output_file("a.jpg"), wanted, source)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, clock.limits)
+    assert clock.slept != []
+    assert storage.kept[artefact.key].startswith(b"\x89PNG" if wanted.format else b"\xff\xd8")
 
 
 # large ones
@@ -810,7 +849,7 @@ async def stored_large(config: Config, size: int) -> tuple[int, Artefact]:
         writer = ArtefactWriter(storages, scratch, Health(), Metrics(), clock, terms)
         small = await writer.write("warm/1", output_file("a.bin"), OutputOptions(), Backend(b"x" * 1_000))
         assert small.size_bytes == 1_000
-        options = OutputOptions(inline=True, format=PictureFormat.WEBP)
+        options = OutputOptions(inline=True, format="webp")
         file = output_file("large.bin", type=OutputType.FILE)
         with peak_memory() as grown:
             artefact = await writer.write("t/1", file, options, Endless(size))

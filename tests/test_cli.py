@@ -9,12 +9,11 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from comfyd import __version__
-from comfyd.cli import FORMATS, STORAGES, main, parser
+from comfyd.cli import main, parser
 from comfyd.commands.exits import (
     CannotCreate,
     DamagedDownload,
@@ -24,7 +23,6 @@ from comfyd.commands.exits import (
     UnreadableFile,
     exit_for,
 )
-from comfyd.config import StorageName
 from comfyd.errors import (
     BackendRejected,
     BackendUnreachable,
@@ -36,7 +34,6 @@ from comfyd.errors import (
     StoreUnavailable,
     TemplateError,
 )
-from comfyd.tasks import PictureFormat
 
 COMMANDS = ("serve", "demo", "submit", "check", "init", "simulate")
 
@@ -207,11 +204,6 @@ def test_serve_takes_what_its_options_say() -> None:
     chosen = parser().parse_args(arguments)
     assert (chosen.config, chosen.host, chosen.port) == (Path("a"), "b", 1)
     assert (chosen.data_dir, chosen.comfyui, chosen.insecure) == ("c", "d", True)
-
-
-def test_submit_knows_the_formats_and_storages_that_there_are() -> None:
-    assert tuple(PictureFormat) == FORMATS
-    assert get_args(StorageName) == STORAGES
 
 
 def test_help_says_how_files_are_sent(capsys: pytest.CaptureFixture[str]) -> None:

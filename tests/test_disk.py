@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from comfyd.disk import BLOCK, digest_of, on_disk, read_blocks, write_stream
+from comfyd.disk import BLOCK, digest_of, make_empty, on_disk, read_blocks, write_stream
 from comfyd.errors import DiskFull, StorageError
 from tests.support.files import small_disk
 
@@ -169,3 +169,14 @@ def open_files() -> list[str]:
         with suppress(OSError):
             found.append(str(link.readlink()))
     return found
+
+
+def test_a_folder_is_made_or_emptied_of_files_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    make_empty(folder)
+    (folder / "kept").mkdir()
+    (folder / "rest").write_bytes(b"half")
+    (folder / "link").symlink_to(tmp_path)
+    make_empty(folder)
+    assert [entry.name for entry in folder.iterdir()] == ["kept"]
+    assert tmp_path.is_dir()

@@ -17,7 +17,7 @@ from comfyd.clock import SystemClock
 from comfyd.config import CfImagesStorageConfig, Config, StorageConfig
 from comfyd.simulator import Simulator, SimulatorOptions
 from comfyd.storage.s3 import open_s3
-from comfyd.tasks import Artefact, OutputOptions, PictureFormat, Status, Step, Task
+from comfyd.tasks import Artefact, OutputOptions, Status, Step, Task
 from tests.api.conftest import Edge, serving
 from tests.storage.stand_s3 import s3_config
 from tests.support import cf_images_server, proxy, seaweed
@@ -191,9 +191,11 @@ async def test_ready_names_a_storage_that_fails_and_forgets_it_when_it_is_well(
         _, task = await edge.call("POST", "/api/tasks", json={"workflow": colored(1)})
         await until(lambda: sick(edge.bench) != "")
         status, ready = await edge.call("GET", "/api/ready")
-        loops = {loop["name"]: loop["reason"] for loop in ready["checks"]["loops"]}
         assert (status, ready["ready"]) == (200, True)  # tasks are still accepted and run
-        assert "storage:s3" in loops
+        assert [storage["name"] for storage in ready["checks"]["storages"]] == ["s3"]
+        assert ready["checks"]["loops"] == []
+        _, waiting = await edge.call("GET", f"/api/tasks/{task['task_id']}")
+        assert waiting["progress"]["message"].startswith("waits for storage s3: ")
         assert str(place.table.secret_key) not in str(ready)
         await way.set(proxy.Pass())
         _, ended = await edge.call("GET", f"/api/tasks/{task['task_id']}?wait=20")
@@ -202,7 +204,7 @@ async def test_ready_names_a_storage_that_fails_and_forgets_it_when_it_is_well(
         async with edge.http.get(ended["outputs"][0]["url"]) as answer:
             data = await answer.read()
     assert ended["status"] == "COMPLETED"
-    assert ready["checks"]["loops"] == []
+    assert ready["checks"]["storages"] == []
     assert f'comfyd_storage_failures_total{{storage="s3"}} {float(failures(edge.bench))}' in metrics
     assert hashlib.sha256(data).hexdigest() == ended["outputs"][0]["sha256"]
     assert way.url in ended["outputs"][0]["url"]  # the storage's own url, not comfyd's
@@ -292,7 +294,7 @@ async def test_a_cancel_does_not_wait_for_a_storage_that_is_down(
 ) -> None:
     await way.set(proxy.Refuse())
     async with bench_with(place.config()) as made:
-        task = await made.submit(colored(1), output=OutputOptions(format=PictureFormat.JPEG))
+        task = await made.submit(colored(1), output=OutputOptions(format="jpeg"))
         await until(lambda: failures(made) >= 1)
         await made.state.control.cancel(task.id)
         async with asyncio.timeout(3):
@@ -309,7 +311,7 @@ async def test_a_cancel_does_not_wait_for_a_storage_that_says_nothing(place: Pla
     graph = colored(1, batch_size=20)
     async with bench_with(place.config()) as made:
         await way.set(proxy.Stall())
-        task = await made.submit(graph, output=OutputOptions(format=PictureFormat.WEBP))
+        task = await made.submit(graph, output=OutputOptions(format="webp"))
         await made.until(is_collected, task.id)
         await until(lambda: way.accepted >= 1)
         await made.state.control.cancel(task.id)

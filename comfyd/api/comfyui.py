@@ -19,7 +19,7 @@ from comfyd.api.state import state_of
 from comfyd.api.waiting import gone, unless_stopped
 from comfyd.comfy.backend import Backend
 from comfyd.comfy.forwarding import ForwardedRequest, ForwardedResponse
-from comfyd.errors import BackendError, MalformedRequest, NotFound
+from comfyd.errors import BackendError, BodyTooLarge, MalformedRequest, NotFound
 
 BACKEND_HEADER: Final = "Comfyd-Backend"
 PREFIX: Final = "/api/comfyui/"
@@ -70,9 +70,8 @@ async def interrupt(request: Request) -> Response:
 async def pass_through(request: Request) -> Response:
     """`/api/comfyui/{path}`: ComfyUI's own API, as it is."""
     path = _checked_path(request)
-    limit = state_of(request).config.limits.body_bytes
-    requests.refuse_too_large(request, limit)
-    return Passed(chosen(request), request, path, limit)
+    requests.refuse_too_large(request, "body_bytes")
+    return Passed(chosen(request), request, path)
 
 
 async def no_websocket(_: WebSocket) -> None:
@@ -107,13 +106,12 @@ def _checked_path(request: Request) -> str:
 class Passed(Response):
     """ComfyUI's answer, streamed both ways. Lives as long as its request."""
 
-    def __init__(self, backend: Backend, request: Request, path: str, limit: int) -> None:
+    def __init__(self, backend: Backend, request: Request, path: str) -> None:
         super().__init__()
         self._backend = backend
         self._request = request
         self._path = path
-        self._limit = limit
-        self._body_too_large = False
+        self._too_large: BodyTooLarge | None = None
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and the answer back."""
@@ -130,18 +128,17 @@ class Passed(Response):
             async with self._backend.forward(forwarded) as response:
                 await unless_stopped(_send(response, send), gone(receive), state_of(request).closing)
         except BackendError:
-            if self._body_too_large:
-                raise requests.too_large(self._limit) from None
+            if self._too_large is not None:
+                raise self._too_large from None
             raise
 
     async def _body(self) -> AsyncIterator[bytes]:
-        size = 0
-        async for chunk in self._request.stream():
-            size += len(chunk)
-            if size > self._limit:
-                self._body_too_large = True
-                raise requests.too_large(self._limit)
-            yield chunk
+        try:
+            async for chunk in requests.chunks(self._request, "body_bytes"):
+                yield chunk
+        except BodyTooLarge as exc:
+            self._too_large = exc
+            raise
 
 
 async def _send(response: ForwardedResponse, send: Send) -> None:

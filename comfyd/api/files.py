@@ -14,17 +14,15 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from comfyd.api.links import served_path
+from comfyd.api.requests import is_task_id
 from comfyd.api.state import State, state_of
 from comfyd.api.waiting import gone, unless_stopped
 from comfyd.errors import FileNotFound
 from comfyd.storage.base import StoredFile
+from comfyd.storage.objects import cache_control, media_type, shown_as
 from comfyd.tasks import Artefact
 
-_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _RANGE: Final = re.compile(r"bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})", re.ASCII)
-_MEDIA_TYPE: Final = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+(;[\x20-\x7e]*)?", re.IGNORECASE)
-_SHOWN: Final = re.compile(r"(image/(?!svg)|video/|audio/|text/plain\b|application/json\b).*", re.DOTALL)
-"""Media types that a browser shows without running anything; the rest it saves."""
 
 
 class NoSuchRange(Exception):
@@ -62,7 +60,7 @@ async def _artefact(state: State, path: str) -> Artefact:
     task_id = path.partition("/")[0]
     # Looked at first: a task that ends between the two looks is read as running and has none here any more.
     early = state.board.artefacts(task_id)
-    task = await state.store.get(task_id) if _UUID.fullmatch(task_id) else None
+    task = await state.store.get(task_id) if is_task_id(task_id) else None
     if task is not None:
         for artefact in task.artefacts or state.board.artefacts(task_id) or early:
             if served_path(artefact) == path:
@@ -71,19 +69,14 @@ async def _artefact(state: State, path: str) -> Artefact:
 
 
 def _headers(artefact: Artefact) -> dict[str, str]:
-    kind = artefact.content_type
-    if not _MEDIA_TYPE.fullmatch(kind):
-        kind = "application/octet-stream"
-    shown = "inline" if _SHOWN.fullmatch(kind.lower()) else "attachment"
-    name = artefact.name
+    shown, name = shown_as(artefact.content_type), artefact.name
     plain = re.sub(r"[^A-Za-z0-9._ ()-]+", "_", name) or "file"
     return {
-        "Content-Type": kind,
+        "Content-Type": media_type(artefact.content_type),
         "Content-Disposition": f"{shown}; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}",
         "ETag": f'"{artefact.sha256}"',
         "Accept-Ranges": "bytes",
-        # A repeated task may store other bytes under the same key: ask again, by the tag.
-        "Cache-Control": "private, no-cache",
+        "Cache-Control": cache_control(public=False),
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "default-src 'none'; sandbox",
     }

@@ -13,9 +13,11 @@ from comfyd.api.schemas import (
     QueueView,
     ReadyView,
     StatusView,
+    StorageView,
 )
 from comfyd.api.state import State, state_of
 from comfyd.api.views import WORDS, moment
+from comfyd.artefacts import STORAGE
 from comfyd.config import public
 from comfyd.errors import StoreError
 from comfyd.tasks import Status
@@ -40,7 +42,7 @@ async def ready(request: Request) -> Response:
     loops = _loops(state)
     able = all(":" in loop.name for loop in loops)
     works = store.ok and able and any(backend.ready for backend in backends)
-    checks = ChecksView(store=store, comfyui=backends, loops=loops)
+    checks = ChecksView(store=store, comfyui=backends, storages=_storages(state), loops=loops)
     return JsonResponse(ReadyView(ready=works, checks=checks), 200 if works else 503, NO_STORE)
 
 
@@ -103,5 +105,16 @@ def _backends(state: State) -> tuple[BackendView, ...]:
 
 def _loops(state: State) -> tuple[LoopView, ...]:
     return tuple(
-        LoopView(name=name, reason=reason) for name, reason in sorted(state.health.problems().items())
+        LoopView(name=name, reason=reason)
+        for name, reason in sorted(state.health.problems().items())
+        if not name.startswith(STORAGE)
+    )
+
+
+def _storages(state: State) -> tuple[StorageView, ...]:
+    """The storages that results wait for."""
+    return tuple(
+        StorageView(name=name.removeprefix(STORAGE), reason=reason)
+        for name, reason in sorted(state.health.problems().items())
+        if name.startswith(STORAGE)
     )

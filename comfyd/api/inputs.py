@@ -18,9 +18,10 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 from starlette.responses import Response
 
+from comfyd.api import requests
 from comfyd.api.responses import JsonResponse
 from comfyd.api.state import state_of
-from comfyd.errors import BodyTooLarge, InputError, MalformedRequest, UnsupportedMediaType
+from comfyd.errors import InputError, MalformedRequest, UnsupportedMediaType
 from comfyd.media import Kind
 from comfyd.uploads import Received, Upload, Uploads
 
@@ -62,7 +63,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 async def create(request: Request) -> Response:
     """`POST /api/inputs`."""
     state = state_of(request)
-    body = _limited(request, state.config.limits.upload_bytes)
+    body = requests.chunks(request, "upload_bytes")
     kind, options = parse_options_header(request.headers.get("content-type"))
     files: list[tuple[str | None, Received]] = []
     async with AsyncExitStack() as stack:
@@ -94,22 +95,6 @@ async def _received(
         if name is None:
             raise
         raise type(exc)(f"{name}: {exc.message}", details={**exc.details, "name": name}) from exc
-
-
-async def _limited(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises `BodyTooLarge` as soon as it is known to be."""
-    announced = request.headers.get("content-length", "0")
-    size = int(announced) if announced.isdecimal() else 0
-    if size <= limit:
-        size = 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                break
-            yield chunk
-    if size > limit:
-        message = f"the body is longer than the {limit} bytes that limits.upload_bytes allows"
-        raise BodyTooLarge(message, details={"limit": limit})
 
 
 def _refuse_other_forms(kind: bytes) -> None:

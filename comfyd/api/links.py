@@ -46,7 +46,7 @@ class Links:
         """The storage's own url; None where comfyd serves the file, if only to say why it cannot."""
         try:
             storage = await self._storages.get(artefact.storage)
-            return await storage.url(artefact.key, artefact.name, artefact.location)
+            return await storage.url(artefact.key, artefact.location)
         except ComfydError:
             return None
 

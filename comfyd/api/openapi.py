@@ -19,7 +19,11 @@ _JSON: Final = "application/json"
 _RUN: Final = ("POST", "/api/workflows/{name}/run")
 _UPLOADS: Final[dict[str, Any]] = {
     "multipart/form-data": {
-        "schema": {"type": "object", "additionalProperties": {"type": "string", "format": "binary"}}
+        "schema": {
+            "type": "object",
+            "properties": {"file": {"type": "string", "format": "binary"}},
+            "additionalProperties": {"type": "string", "format": "binary"},
+        }
     },
     "application/octet-stream": {},
 }

@@ -1,12 +1,12 @@
 """What each route is, for the OpenAPI document: a row for each row of `routes.ROUTES`; never behaviour."""
 
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 
 from comfyd import errors
 from comfyd.api import schemas
-from comfyd.api.inputs import UploadListView
+from comfyd.api.inputs import FILES, UploadListView
 from comfyd.api.parameters import (
     BACKEND,
     BOOLEAN,
@@ -147,7 +147,7 @@ OPERATIONS: Final[dict[Row, Operation]] = {
             Parameter(
                 name="status",
                 description="Only these.",
-                schema={"enum": ["PENDING", "PROCESSING", "COMPLETED", "FAILED", "CANCELED"]},
+                schema={"enum": list(get_args(schemas.StatusWord))},
             ),
             Parameter(name="workflow", description="Only of this template.", schema=STRING),
             METADATA,
@@ -226,8 +226,8 @@ OPERATIONS: Final[dict[Row, Operation]] = {
         id="upload_inputs",
         tag="tasks",
         summary="Upload files to be used as inputs",
-        description="A form with up to 20 files, or the bytes of one. The same content is one upload. One "
-        "that no task uses is forgotten after `inputs.keep` seconds, the others with their last task.",
+        description=f"A form with up to {FILES} files, or the bytes of one. The same content is one upload. "
+        "One that no task uses is forgotten after `inputs.keep` seconds, the others with their last task.",
         parameters=(
             Parameter(name="name", description="What a file that is no form is called.", schema=STRING),
         ),

@@ -5,6 +5,8 @@ from typing import Any, Final, get_args
 import msgspec
 
 from comfyd.api.comfyui import BACKEND_HEADER
+from comfyd.api.requests import IDEMPOTENCY_KEY
+from comfyd.api.schemas import METADATA_PAIRS
 from comfyd.config import StorageName
 from comfyd.tasks import PictureFormat
 
@@ -43,7 +45,7 @@ KEY: Final = Parameter(
     name="Idempotency-Key",
     place="header",
     description="The same request under the same key is answered with the first task again.",
-    schema={"type": "string", "minLength": 1, "maxLength": 255},
+    schema={"type": "string", "minLength": 1, "maxLength": IDEMPOTENCY_KEY},
 )
 BACKEND: Final = Parameter(
     name=BACKEND_HEADER,
@@ -54,7 +56,7 @@ BACKEND: Final = Parameter(
 METADATA: Final = Parameter(
     name="metadata",
     description="As `metadata[key]=value`.",
-    schema={"type": "object", "additionalProperties": STRING, "maxProperties": 16},
+    schema={"type": "object", "additionalProperties": STRING, "maxProperties": METADATA_PAIRS},
     deep=True,
 )
 REST: Final = Parameter(
@@ -96,7 +98,7 @@ RUN: Final = (
     Parameter(
         name="output.format",
         description="Convert pictures to this.",
-        schema={"enum": [known.value for known in PictureFormat]},
+        schema={"enum": list(get_args(PictureFormat))},
     ),
     Parameter(
         name="output.quality",

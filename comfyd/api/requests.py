@@ -6,7 +6,8 @@ Whatever cannot be read raises a `RequestError` that names the place.
 import hashlib
 import math
 import re
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncIterator
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import msgspec
 import orjson
@@ -15,10 +16,13 @@ from starlette.requests import HTTPConnection, Request
 
 from comfyd.api.schemas import METADATA_KEY, METADATA_PAIRS, METADATA_VALUE
 from comfyd.api.state import state_of
+from comfyd.config import StorageName
 from comfyd.errors import BodyTooLarge, MalformedRequest, TaskNotFound, UnsupportedMediaType
-from comfyd.tasks import IdempotencyKey
+from comfyd.tasks import IdempotencyKey, PictureFormat
 
 T = TypeVar("T")
+BodyLimit = Literal["body_bytes", "upload_bytes"]
+"""Keys of `[limits]`."""
 
 IDEMPOTENCY_KEY: Final = 255
 """Characters at most."""
@@ -29,6 +33,13 @@ _PREFERRED_WAIT: Final = re.compile(r'\bwait\s*=\s*"?(\d{1,9})"?', re.ASCII)
 _METADATA: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 _PLACE: Final = re.compile(r"(.*?)(?: - at (.*))?", re.DOTALL)
 _FIELD: Final = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`", re.DOTALL)
+_EXPECTED: Final = {
+    "$.output.prefix": "must be up to eight folders of letters, digits and . _ -, with / between them",
+    "$.output.format": f"must be one of {', '.join(get_args(PictureFormat))}",
+    "$.output.storage": f"must be one of {', '.join(get_args(StorageName))}",
+    "$.output.metadata": "must be keep or strip",
+}
+"""What fields take, where the words of the validator do not help."""
 _LATER: Final = {
     "callbackUrl": "webhooks are not part of this version: read the task, or its events",
     "webhook_url": "webhooks are not part of this version: read the task, or its events",
@@ -39,35 +50,45 @@ _LATER: Final = {
 def task_id(connection: HTTPConnection) -> str:
     """The task that the path names. Raises `TaskNotFound` for what can be no task's id."""
     given: str = connection.path_params["task_id"]
-    if not _UUID.fullmatch(given.lower()):
+    if not is_task_id(given.lower()):
         raise TaskNotFound(f"there is no task {given[:100]!r}: an id is a UUID")
     return given.lower()
 
 
+def is_task_id(text: str) -> bool:
+    """Whether a task may have this id."""
+    return _UUID.fullmatch(text) is not None
+
+
 async def read_body(request: Request) -> bytes:
     """The whole body. Raises `BodyTooLarge` as soon as it is known to be."""
-    limit = state_of(request).config.limits.body_bytes
-    refuse_too_large(request, limit)
     body = bytearray()
-    async for chunk in request.stream():
+    async for chunk in chunks(request, "body_bytes"):
         body += chunk
-        if len(body) > limit:
-            raise too_large(limit)
     return bytes(body)
 
 
-def refuse_too_large(request: Request, limit: int) -> None:
+async def chunks(request: Request, key: BodyLimit) -> AsyncIterator[bytes]:
+    """The body as it comes. Raises `BodyTooLarge` as soon as it is known to be longer than `limits.{key}`."""
+    refuse_too_large(request, key)
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        _check_size(request, key, size)
+        yield chunk
+
+
+def refuse_too_large(request: Request, key: BodyLimit) -> None:
     """Raises `BodyTooLarge` where the announced length is."""
     announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > limit:
-        raise too_large(limit)
+    _check_size(request, key, int(announced) if announced.isdecimal() else 0)
 
 
-def too_large(limit: int) -> BodyTooLarge:
-    """The error that names the limit."""
-    return BodyTooLarge(
-        f"the body is longer than the {limit} bytes that limits.body_bytes allows", details={"limit": limit}
-    )
+def _check_size(request: Request, key: BodyLimit, size: int) -> None:
+    limit: int = getattr(state_of(request).config.limits, key)
+    if size > limit:
+        message = f"the body is longer than the {limit} bytes that limits.{key} allows"
+        raise BodyTooLarge(message, details={"limit": limit})
 
 
 def check_json_type(request: Request) -> None:
@@ -111,6 +132,8 @@ def _explained(text: str) -> tuple[str, str]:
     path = re.sub(r"^`key` in ", "a key of ", place).replace("`", "") or "$"
     field = _FIELD.fullmatch(message)
     if field is None:
+        if path in _EXPECTED and message.startswith(("Expected `str` matching", "Invalid enum value")):
+            return _EXPECTED[path], path
         return message.replace("`", ""), path
     name = field[1]
     if "missing" in message:

@@ -277,11 +277,19 @@ class LoopView(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class StorageView(msgspec.Struct, frozen=True, kw_only=True):
+    """A storage that fails: results wait for it, and tasks are worked on meanwhile."""
+
+    name: str
+    reason: str
+
+
 class ChecksView(msgspec.Struct, frozen=True, kw_only=True):
     """What was looked at."""
 
     store: CheckView
     comfyui: tuple[BackendView, ...]
+    storages: tuple[StorageView, ...]
     loops: tuple[LoopView, ...]
 
 

@@ -25,7 +25,6 @@ from comfyd.tasks import (
     Artefact,
     IdempotencyKey,
     OutputOptions,
-    PictureFormat,
     Status,
     Task,
     TaskFilter,
@@ -90,7 +89,7 @@ def _output(query: QueryParams) -> dict[str, Any]:
             continue
         if field == "quality":
             given[field] = requests.integer(query, name, 1, 100)
-        elif field in {"inline", "include_temp"}:
+        elif field == "inline":
             given[field] = requests.truth(query, name)
         else:
             given[field] = query[name]
@@ -127,7 +126,7 @@ async def accept(request: Request, wanted: TaskRequest, key: IdempotencyKey | No
 
 def output_options(wanted: OutputRequest) -> OutputOptions:
     """What is wanted of the outputs. Raises `MalformedRequest` for a quality of nothing."""
-    if wanted.quality is not None and wanted.format in {None, PictureFormat.PNG}:
+    if wanted.quality is not None and wanted.format in {None, "png"}:
         raise MalformedRequest(
             "$.output.quality: needs `format` jpeg, webp or avif", details={"path": "$.output.quality"}
         )

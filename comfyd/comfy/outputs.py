@@ -4,9 +4,8 @@ What counts as an output, for every node and every key (custom nodes use any):
 - an object with a text `filename` is a file, however deep it lies; its key is the file's `kind`;
 - a text under `text`, `texts`, `string` or `strings`, or a key that ends in `_text` or `_string`, is a text
   output;
-- everything else is no output: flags such as `animated`, numbers, nulls, and texts under other keys. The
-  latter are
-  meant for ComfyUI's own pages, for example Preview3D's `result: [model_file, camera, background]`.
+- everything else is no output: flags such as `animated`, numbers, nulls, and texts under other keys, which
+  are meant for ComfyUI's own pages, for example Preview3D's `result: [model_file, camera, background]`.
 """
 
 import mimetypes

@@ -24,7 +24,7 @@ from comfyd.store.sqlite import open_sqlite
 PATIENCE_S: Final = 5.0
 """How long a ComfyUI may be silent here: somebody sits in front of the screen."""
 STORAGE_PATIENCE_S: Final = 10.0
-"""How long a storage may take, with all requests of its probe and whatever its driver repeats."""
+"""How long a storage may take, with all requests of its probe."""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,7 +167,7 @@ def _advice(name: StorageName, error: ComfydError | OSError) -> str:
     if key in text:
         return text if named(key) in text else text.replace(key, named(key), 1)
     # Another provider is a way out of everything, and hardly what is meant.
-    return text if key == "storage.provider" else f"{text}: set {named(key)}"
+    return text if key == "storage.provider" else f"{text}; see {named(key)}"
 
 
 def templates(folder: Path, limits: GraphLimits) -> list[Finding]:

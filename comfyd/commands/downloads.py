@@ -2,25 +2,24 @@
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import msgspec
 
 from comfyd.commands.exits import CannotCreate, DamagedDownload
+from comfyd.disk import Digest, write_stream
+from comfyd.errors import StorageError
 
 Link = Callable[[Path, Path], None]
 
 NAME_BYTES: Final = 150
 """The longest name that is kept, in bytes of UTF-8: file systems stop at 255, and a number may follow."""
-
-
 ENCODING_ANEW: Final = frozenset({"cf_images"})
 """Storages that deliver a picture as they see fit: what arrives has its own size and digest."""
 
@@ -52,16 +51,13 @@ async def save(
     """
     part = directory / f".{secrets.token_hex(8)}.part"
     try:
-        digest, size = hashlib.sha256(), 0
         with _translated(directory):
-            file = await asyncio.to_thread(_begin, part)
-        with file:
-            async for chunk in chunks:
-                size += len(chunk)
-                digest.update(chunk)
-                with _translated(directory):
-                    await asyncio.to_thread(file.write, chunk)
-        _check(announced, size, digest.hexdigest())
+            await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
+        try:
+            digest = await write_stream(f"cannot write into {directory}", part, chunks)
+        except StorageError as error:
+            raise CannotCreate(f"{error.message} (-o)") from error
+        _check(announced, digest)
         with _translated(directory):
             return await asyncio.to_thread(_give_name, part, safe_name(announced.name), link)
     finally:
@@ -69,13 +65,15 @@ async def save(
             part.unlink(missing_ok=True)
 
 
-def _check(announced: Announced, size: int, sha256: str) -> None:
+def _check(announced: Announced, found: Digest) -> None:
     name = safe_name(announced.name)
     if announced.sha256 is None:
-        if size == 0:
+        if found.size_bytes == 0:
             raise DamagedDownload(f"{name} arrived empty")
-    elif (size, sha256) != (announced.size_bytes, announced.sha256):
-        raise DamagedDownload(f"{name} arrived damaged: {size} bytes, announced {announced.size_bytes}")
+    elif (found.size_bytes, found.sha256) != (announced.size_bytes, announced.sha256):
+        raise DamagedDownload(
+            f"{name} arrived damaged: {found.size_bytes} bytes, announced {announced.size_bytes}"
+        )
 
 
 def safe_name(name: str) -> str:
@@ -89,11 +87,6 @@ def safe_name(name: str) -> str:
     room = NAME_BYTES - len((dot + suffix).encode())
     stem = stem.encode()[:room].decode(errors="ignore")
     return f"{stem}{dot}{suffix}" or "output"
-
-
-def _begin(part: Path) -> IO[bytes]:
-    part.parent.mkdir(parents=True, exist_ok=True)
-    return part.open("xb")
 
 
 def _give_name(part: Path, name: str, link: Link) -> Path:

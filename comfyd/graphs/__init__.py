@@ -5,6 +5,7 @@ A graph is `{node_id: {"class_type": str, "inputs": {...}, "_meta": {...}}}`. An
 
 - `structure`: is this a graph at all, and one that cannot hurt ComfyUI? (`check_structure`)
 - `classes`: would this ComfyUI, by its `/object_info`, run it? (`check_against`)
+- `object_info`: what that says of each class.
 - `files`: which inputs take files, and what may stand there?
 - `edit`: addresses of inputs, and graphs made from graphs.
 """

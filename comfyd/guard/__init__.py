@@ -6,6 +6,6 @@ server and no redirect can lead it past the guard.
 """
 
 from comfyd.guard.client import GuardedClient, Lookup, Reply, open_client
-from comfyd.guard.policy import Allowed, Guard, parse_allow
+from comfyd.guard.policy import Guard, parse_allow
 
-__all__ = ["Allowed", "Guard", "GuardedClient", "Lookup", "Reply", "open_client", "parse_allow"]
+__all__ = ["Guard", "GuardedClient", "Lookup", "Reply", "open_client", "parse_allow"]

@@ -79,7 +79,7 @@ class GuardedClient:
                     yield reply
                     return
             target = self.guard.follow(target, location)
-        raise TooManyRedirects(f"{target.raw_host} is the end of more than {MOST_REDIRECTS} redirects")
+        raise TooManyRedirects(f"it redirects more than {MOST_REDIRECTS} times, at last to {target.raw_host}")
 
     @asynccontextmanager
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[Reply]:

@@ -4,17 +4,14 @@ Plain functions on paths, to be run in a thread; never a whole film in memory, n
 is raised but `MediaError`. libav and Pillow are loaded when a file needs them, not at the start.
 """
 
-from comfyd.media.conversion import DEFAULT_QUALITY, MOST_PIXELS, PictureFormat, convert
+from comfyd.media.conversion import convert
 from comfyd.media.facts import Facts, facts
 from comfyd.media.kinds import Kind, Sniffed, sniff
 from comfyd.media.stripping import strip
 
 __all__ = [
-    "DEFAULT_QUALITY",
-    "MOST_PIXELS",
     "Facts",
     "Kind",
-    "PictureFormat",
     "Sniffed",
     "convert",
     "facts",

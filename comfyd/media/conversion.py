@@ -4,12 +4,11 @@ Never copies metadata, and never converts what would lose more than its metadata
 """
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from comfyd.errors import MediaError
 from comfyd.media.kinds import sniff
-
-PictureFormat = Literal["png", "jpeg", "webp", "avif"]
+from comfyd.tasks import PictureFormat
 
 MOST_PIXELS: Final = 200_000_000
 """Of one picture. Pillow holds 3 or 4 bytes for each, twice while it converts."""

@@ -37,7 +37,7 @@ def facts(path: Path, content_type: str) -> Facts:
         return Facts()
     from comfyd.media import tracks  # noqa: PLC0415 - libav is loaded when there is something to look into
 
-    return Facts(**tracks.measure(path, found.extension)._asdict())
+    return tracks.measure(path, found.extension)
 
 
 def _of_picture(path: Path, found: Sniffed, duration: float | None) -> Facts:

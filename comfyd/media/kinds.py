@@ -216,7 +216,7 @@ def _document(file: BinaryIO, head: bytes, extension: str) -> Sniffed:
     if _is_tensors(file, head):
         kept = extension if extension in _TENSOR_NAMES else "safetensors"
         return _of("file", "application/octet-stream", kept)
-    if is_text(head):
+    if _is_text(head):
         return _named(PLAIN, _TEXT_NAMES, extension)
     return _named(UNKNOWN, _BINARY_NAMES, extension)
 
@@ -241,7 +241,7 @@ def _is_tensors(file: BinaryIO, head: bytes) -> bool:
     return length <= min(_MOST_TENSOR_HEADER, file.seek(0, os.SEEK_END) - 8)
 
 
-def is_text(head: bytes) -> bool:
+def _is_text(head: bytes) -> bool:
     """Whether this start of a file is UTF-8 without control characters; it may end within a character."""
     if _NO_TEXT.search(head):
         return False

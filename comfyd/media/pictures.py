@@ -8,7 +8,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 from PIL import (
@@ -24,8 +24,9 @@ from PIL import (
 )
 
 from comfyd.errors import MediaError
-from comfyd.media.disk import reason
+from comfyd.media.failures import failure
 from comfyd.media.orientation import orientation
+from comfyd.tasks import PictureFormat
 
 # the classes and not Image.open: its limit on pixels is the process's, and a warning
 _DECODERS: Final[dict[str, Callable[[Path], ImageFile.ImageFile]]] = {
@@ -84,7 +85,7 @@ _DEEP_GREY: Final = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What to make of a picture. `quality` is None where the format has none."""
 
-    format: Literal["png", "jpeg", "webp", "avif"]
+    format: PictureFormat
     quality: int | None
     most_frames: int
 
@@ -111,8 +112,8 @@ def encode(source: Path, extension: str, target: Path, order: Order) -> bool:
             _save_animation(picture, extension, target, order)
             return True
     except _FAILURES as exc:
-        why = reason(exc, "it is broken")
-        raise MediaError(f"the picture cannot be converted to {order.format}: {why}") from exc
+        what = f"the picture cannot be converted to {order.format}"
+        raise failure(exc, what, "it is broken") from exc
 
 
 def _save_still(picture: ImageFile.ImageFile, target: Path, order: Order) -> None:

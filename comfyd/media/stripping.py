@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from comfyd.errors import MediaError
+from comfyd.errors import MediaError, StorageError
 from comfyd.media import avif, documents, gif, jpeg, png, svg, webp
-from comfyd.media.disk import reason
+from comfyd.media.failures import failure
 from comfyd.media.kinds import Sniffed, sniff_open
 from comfyd.media.pieces import Pieces
 
@@ -31,18 +31,18 @@ _PLANS: Final[dict[str, Callable[[BinaryIO, int], Pieces]]] = {
 def strip(source: Path, target: Path) -> bool:
     """Write a copy without metadata. False, and no copy, if there is none in it that could tell anything.
 
-    Colour profiles, orientation, timing and loops stay. Raises `MediaError` for a broken file, and for one
-    of a kind that it does not know how to strip.
+    Colour profiles, orientation, timing and loops stay. Raises `StorageError` where the disk fails, and
+    `MediaError` for a broken file and for one of a kind that it does not know how to strip.
     """
     try:
         return _strip(source, target)
-    except MediaError:
+    except (MediaError, StorageError):
         target.unlink(missing_ok=True)
         raise
     except OSError as exc:
         target.unlink(missing_ok=True)
-        why = reason(exc, "it cannot be read or written")
-        raise MediaError(f"the file cannot be stripped of its metadata: {why}") from exc
+        what = "the file cannot be stripped of its metadata"
+        raise failure(exc, what, "it cannot be read or written") from exc
 
 
 def _strip(source: Path, target: Path) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import av
 import av.error
@@ -18,7 +18,8 @@ from av.stream import Disposition, Stream
 from av.video.codeccontext import VideoCodecContext
 
 from comfyd.errors import MediaError
-from comfyd.media.disk import reason
+from comfyd.media.facts import Facts
+from comfyd.media.failures import failure
 
 MOST_PACKETS: Final = 200_000
 """Looked at for a duration that no header gives: at least half an hour of video with sound."""
@@ -66,28 +67,20 @@ _FAILURES: Final = (
 """Whatever PyAV raises for a broken file, and for streams that libav has no decoder for."""
 
 
-class Shape(NamedTuple):
-    """Pixels of the first video stream, and seconds; None where not known."""
-
-    width: int | None = None
-    height: int | None = None
-    duration: float | None = None
-
-
 def is_stripped_here(extension: str) -> bool:
     """Whether `copy_streams` knows this kind of file."""
     return _FORMATS.get(extension, ("", None))[1] is not None
 
 
-def measure(path: Path, extension: str) -> Shape:
-    """What the file is like; nothing is known of a file that libav cannot read."""
+def measure(path: Path, extension: str) -> Facts:
+    """Pixels of the first video stream, and seconds; nothing is known of a file that libav cannot read."""
     if extension not in _FORMATS:
-        return Shape()
+        return Facts()
     try:
         with _reading(path, extension) as container:
-            return _shape(container)
+            return _facts(container)
     except _FAILURES:
-        return Shape()
+        return Facts()
 
 
 def copy_streams(source: Path, target: Path, extension: str) -> None:
@@ -101,8 +94,8 @@ def copy_streams(source: Path, target: Path, extension: str) -> None:
             if not _copy(container, out):
                 raise MediaError(f"the {extension} file is broken: no stream of it can be read")
     except _FAILURES as exc:
-        why = reason(exc, "it is broken or of an unusual kind")
-        raise MediaError(f"the {extension} file cannot be stripped of its metadata: {why}") from exc
+        what = f"the {extension} file cannot be stripped of its metadata"
+        raise failure(exc, what, "it is broken or of an unusual kind") from exc
 
 
 @contextmanager
@@ -149,15 +142,16 @@ def _copy(source: InputContainer, out: OutputContainer) -> int:
     return count
 
 
-def _shape(container: InputContainer) -> Shape:
+def _facts(container: InputContainer) -> Facts:
     video = next((stream for stream in container.streams.video if not _is_cover(stream)), None)
     duration = _announced(container)
     if duration is None:
         duration = _counted(container)
     if video is None:
-        return Shape(duration=duration)
+        return Facts(duration=duration)
     # a stream that libav has no decoder for has no such attributes
-    return Shape(getattr(video, "width", 0) or None, getattr(video, "height", 0) or None, duration)
+    width, height = getattr(video, "width", 0) or None, getattr(video, "height", 0) or None
+    return Facts(width=width, height=height, duration=duration)
 
 
 def _is_cover(stream: Stream) -> bool:

@@ -28,12 +28,18 @@ class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
     chunks: AsyncIterator[bytes]
 
 
+async def nothing() -> AsyncIterator[bytes]:
+    """The chunks where there are no bytes."""
+    for chunk in list[bytes]():
+        yield chunk
+
+
 class Storage(Protocol):
     """A place for artefacts. Lives as long as the process; an object in hand is open.
 
     A key is a relative path of safe ASCII parts, made by comfyd. Where the place fails `StorageError` is
     raised, whose `details["key"]` names the key of the configuration that mends it, where one does. A verb
-    does not repeat itself: whoever calls knows how long there is to wait.
+    does not repeat itself, but where the place says when to: whoever calls knows how long there is to wait.
     """
 
     name: str
@@ -57,7 +63,7 @@ class Storage(Protocol):
     async def delete(self, key: str) -> None:
         """Forget a file; one that is not there is forgotten already."""
 
-    async def url(self, key: str, name: str, location: str | None) -> str | None:
+    async def url(self, key: str, location: str | None) -> str | None:
         """Where anybody can fetch the file without comfyd, for as long as is configured; no request is made.
 
         `location` is what `put` returned. None where comfyd has to serve it.

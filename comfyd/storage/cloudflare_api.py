@@ -36,6 +36,7 @@ ACCOUNT: Final = frozenset({5403, 7000, 7003})
 TOKEN: Final = frozenset({1000, 6003, 6111, 9106, 9109, 10000})
 FULL: Final = 5453
 
+_OWN_HOST: Final = "api.cloudflare.com"
 _ANSWER_BYTES: Final = 1 << 20
 _CONNECTIONS: Final = 32
 _CONNECT_SECONDS: Final = 10.0
@@ -80,7 +81,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
         return self.status == 404 and bool(self.errors) and not self.codes & ACCOUNT
 
 
-class Upload(msgspec.Struct, frozen=True, kw_only=True):
+class FileForm(msgspec.Struct, frozen=True, kw_only=True):
     """A form with a file, which can be sent again."""
 
     fields: Mapping[str, str]
@@ -144,14 +145,14 @@ class CloudflareApi:
         self._allowance = allowance
         self._timeout = timeout
 
-    async def call(self, what: str, method: str, path: str, upload: Upload | None = None) -> Reply:
+    async def call(self, what: str, method: str, path: str, upload: FileForm | None = None) -> Reply:
         """One request and its whole answer, whatever it says. Raises `StorageError` where there is none."""
         async with AsyncExitStack() as stack:
             response = await self.answer(stack, what, method, path, upload)
             return await self.read(what, response)
 
     async def answer(
-        self, stack: AsyncExitStack, what: str, method: str, path: str, upload: Upload | None = None
+        self, stack: AsyncExitStack, what: str, method: str, path: str, upload: FileForm | None = None
     ) -> aiohttp.ClientResponse:
         """The answer to a request, open as long as the stack is; asked again where it is 429."""
         wait = PAUSE
@@ -167,7 +168,7 @@ class CloudflareApi:
         raise _busy(wait)
 
     async def _send(
-        self, stack: AsyncExitStack, what: str, method: str, path: str, upload: Upload | None
+        self, stack: AsyncExitStack, what: str, method: str, path: str, upload: FileForm | None
     ) -> aiohttp.ClientResponse:
         with self._translated(what):
             data = None
@@ -237,10 +238,10 @@ class CloudflareApi:
         try:
             yield
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as exc:
-            reason = (
-                exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else "no connection in time"
-            )
-            details = {"key": "storage.cf_images.endpoint"}
+            reason = "no connection in time"
+            if isinstance(exc, aiohttp.ClientConnectorError):
+                reason = exc.os_error.strerror or str(exc.os_error)
+            details = {"key": "storage.cf_images.endpoint"} if self._host != _OWN_HOST else {}
             raise StorageError(f"{what}: cannot reach {self._host}: {reason}", details=details) from exc
         except TimeoutError as exc:
             raise StorageError(f"{what}: {self._host} did not answer in time") from exc

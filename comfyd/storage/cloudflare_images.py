@@ -24,7 +24,16 @@ from comfyd.clock import Clock
 from comfyd.config import CfImagesStorageConfig
 from comfyd.errors import FileNotFound, NotAccepted, StorageError
 from comfyd.storage.base import LocalFile, StoredFile
-from comfyd.storage.cloudflare_api import ACCOUNT, CALLS, FULL, TOKEN, CloudflareApi, Reply, Upload, open_api
+from comfyd.storage.cloudflare_api import (
+    ACCOUNT,
+    CALLS,
+    FULL,
+    TOKEN,
+    CloudflareApi,
+    FileForm,
+    Reply,
+    open_api,
+)
 from comfyd.storage.objects import object_name, public_url
 
 ACCEPTED: Final = frozenset(
@@ -115,7 +124,7 @@ class CloudflareImages:
         if not reply.fine and not reply.missing:
             raise self._api.problem(what, reply)
 
-    async def url(self, key: str, name: str, location: str | None) -> str | None:  # noqa: ARG002 - `location` has it
+    async def url(self, key: str, location: str | None) -> str | None:  # noqa: ARG002 - `location` has it
         """See `Storage`: the variant configured now, at Cloudflare's domain or one's own. Never expires."""
         if location is None:
             return None
@@ -145,7 +154,7 @@ class CloudflareImages:
     ) -> Reply:
         """Upload under a custom id, with the digest as metadata, which tells a repeat from a replacement."""
         what = f"cannot store {key}"
-        upload = Upload(
+        upload = FileForm(
             fields={"id": key, "metadata": msgspec.json.encode({"sha256": sha256}).decode()},
             open=source,
             filename=key.rpartition("/")[2],

@@ -25,11 +25,11 @@ from gcloud.aio.storage import Storage as Driver
 from gcloud.aio.storage import StreamResponse
 from yarl import URL
 
-from comfyd.clock import Clock, SystemClock
+from comfyd.clock import Clock
 from comfyd.config import GcsStorageConfig
 from comfyd.disk import opened, to_its_end
 from comfyd.errors import ComfydError, ConfigError, FileNotFound, NotAccepted, StorageError
-from comfyd.storage.base import LocalFile, StoredFile
+from comfyd.storage.base import LocalFile, StoredFile, nothing
 from comfyd.storage.gcs_errors import (
     BUCKET,
     CREDENTIALS,
@@ -61,7 +61,6 @@ _READ_TIME: Final[Any] = aiohttp.ClientTimeout(total=None, sock_connect=10, sock
 _SHORT_TIME: Final[Any] = aiohttp.ClientTimeout(total=30, sock_connect=10)
 _BEGIN_TIME: Final[Any] = aiohttp.ClientTimeout(total=10)
 _CANCEL_TIME: Final[Any] = aiohttp.ClientTimeout(total=5)
-_CLOCK: Final = SystemClock()
 
 
 class GcsStorage:
@@ -108,7 +107,7 @@ class GcsStorage:
         """See `Storage`."""
         await self._bucket.delete(f"cannot delete {key}", self._object(key))
 
-    async def url(self, key: str, name: str, location: str | None) -> str | None:  # noqa: ARG002 - the object has both
+    async def url(self, key: str, location: str | None) -> str | None:  # noqa: ARG002 - the key says it
         """See `Storage`. None where there is no private key to sign it with."""
         stored = self._object(key)
         if self._config.public_url is not None:
@@ -240,7 +239,7 @@ class Bucket:
             with self._translated(what, missing):
                 about = await self._driver.download_metadata(self._name, name, timeout=_SHORT_TIME)
                 size = int(about["size"])
-            yield StoredFile(size_bytes=size, chunks=_nothing())
+            yield StoredFile(size_bytes=size, chunks=nothing())
         else:
             async with stream as response, aclosing(self._chunks(what, response)) as chunks:
                 yield StoredFile(size_bytes=_whole_size(what, response, start), chunks=chunks)
@@ -343,16 +342,16 @@ class Access(Token):
         except aiohttp.ClientResponseError as error:  # not chained: it holds the request
             raise failed(f"Google does not accept the credentials: {reason(error)}", CREDENTIALS) from None
         except (aiohttp.ClientError, TimeoutError) as error:
-            message = f"cannot get a token: {unreached(error)}"
-            if not self.service_data:
-                message = f"there are no credentials, and this is no machine of Google's: {unreached(error)}"
+            if self.service_data:
+                raise StorageError(f"cannot get a token: {unreached(error)}") from error
+            message = f"there are no credentials, and this is no machine of Google's: {unreached(error)}"
             raise failed(message, CREDENTIALS) from error
         except (KeyError, TypeError, ValueError):  # not chained: it may hold a part of the file
             raise failed("cannot get a token with these credentials", CREDENTIALS) from None
 
 
 @asynccontextmanager
-async def open_gcs(config: GcsStorageConfig, clock: Clock = _CLOCK) -> AsyncIterator[GcsStorage]:
+async def open_gcs(config: GcsStorageConfig, clock: Clock) -> AsyncIterator[GcsStorage]:
     """The bucket, which is not asked anything yet.
 
     With an endpoint and no credentials nobody is asked for a token; otherwise the file's credentials are
@@ -432,11 +431,6 @@ def _open(file: LocalFile, start: int) -> IO[bytes]:
 
 def _object_of(body: bytes) -> dict[str, Any]:
     return msgspec.json.decode(body, type=dict[str, Any])
-
-
-async def _nothing() -> AsyncIterator[bytes]:
-    for chunk in list[bytes]():
-        yield chunk
 
 
 def _whole_size(what: str, response: aiohttp.ClientResponse, start: int) -> int:

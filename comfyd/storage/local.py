@@ -10,14 +10,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from comfyd.disk import on_disk, opened
+from comfyd.disk import BLOCK, make_empty, on_disk, opened, sync_folder
 from comfyd.errors import FileNotFound, StorageError
 from comfyd.storage.base import LocalFile, StoredFile
 from comfyd.storage.objects import key_parts
 
 RENAME_TRIES: Final = 10
-BLOCK: Final = 1 << 20
-"""Bytes read or written in one go on a thread."""
 _UNFINISHED: Final = ".unfinished"
 _PROBE: Final = b"comfyd"
 _NO_LINK: Final = frozenset(
@@ -70,7 +68,7 @@ class LocalStorage:
         path = self._path(key)
         await on_disk(f"cannot delete {key}", _remove, path, self._folder)
 
-    async def url(self, key: str, name: str, location: str | None) -> str | None:  # noqa: ARG002 - comfyd serves it
+    async def url(self, key: str, location: str | None) -> str | None:  # noqa: ARG002 - comfyd serves it
         """See `Storage`. None: comfyd serves it."""
         return None
 
@@ -106,10 +104,7 @@ async def open_local(folder: Path) -> AsyncIterator[LocalStorage]:
 
 def _prepare(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    unfinished = folder / _UNFINISHED
-    unfinished.mkdir(mode=0o700, exist_ok=True)
-    for rest in unfinished.iterdir():
-        rest.unlink(missing_ok=True)
+    make_empty(folder / _UNFINISHED)
 
 
 def _probe(path: Path) -> LocalFile:
@@ -188,11 +183,7 @@ def _rename(unfinished: Path, target: Path, folder: Path) -> None:
             if left == 0:
                 raise
     for changed in {target.parent, *(parent.parent for parent in fresh)}:
-        descriptor = os.open(changed, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(changed)
 
 
 def _make_parents(target: Path, folder: Path) -> set[Path]:

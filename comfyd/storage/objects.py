@@ -1,4 +1,4 @@
-"""What every bucket is told about a file: its name, its headers, its public url. Never speaks to one."""
+"""What is said of a file wherever it is served: its name, its headers, its public url; never serves one."""
 
 import re
 from pathlib import PurePosixPath
@@ -27,9 +27,7 @@ def object_name(prefix: str, key: str) -> str:
 
 
 def public_url(base: str, name: str) -> str:
-    """Where an object is publicly served; `base` is a url, or just a domain."""
-    if "://" not in base:
-        base = f"https://{base}"
+    """Where an object is publicly served, below the url `base`."""
     return f"{base.rstrip('/')}/{quote(name)}"
 
 
@@ -38,10 +36,14 @@ def media_type(content_type: str) -> str:
     return content_type if _MEDIA_TYPE.fullmatch(content_type) else "application/octet-stream"
 
 
+def shown_as(content_type: str) -> str:
+    """What `Content-Disposition` begins with: `inline` where showing it runs nothing, else `attachment`."""
+    return "inline" if _SHOWN.fullmatch(media_type(content_type).lower()) else "attachment"
+
+
 def disposition(file: LocalFile) -> str:
-    """`Content-Disposition`: shown where that runs nothing, saved under the file's own name otherwise."""
-    shown = "inline" if _SHOWN.fullmatch(media_type(file.content_type).lower()) else "attachment"
-    return f"{shown}; filename*=UTF-8''{quote(file.name, safe='', errors='replace')}"
+    """`Content-Disposition` for buckets: what is shown is shown, and saved under the file's own name."""
+    return f"{shown_as(file.content_type)}; filename*=UTF-8''{quote(file.name, safe='', errors='replace')}"
 
 
 def cache_control(*, public: bool) -> str:

@@ -50,7 +50,7 @@ def open_storage(name: StorageName, config: Config, clock: Clock) -> AbstractAsy
         case "gcs":
             from comfyd.storage.gcs import open_gcs  # noqa: PLC0415 - see above
 
-            return open_gcs(table.gcs)
+            return open_gcs(table.gcs, clock)
         case "cf_images":
             from comfyd.storage.cloudflare_images import open_cloudflare_images  # noqa: PLC0415 - see above
 
@@ -105,13 +105,13 @@ class Storages:
                 self._opened[name] = await self._stack.enter_async_context(opening)
         return self._opened[name]
 
-    async def delete(self, places: Sequence[tuple[str, str]]) -> None:
-        """Delete keys, each with its storage's name. What cannot be deleted is logged and left.
+    async def delete(self, files: Sequence[tuple[str, str]]) -> None:
+        """Delete files, each by its storage's name and its key. What cannot be deleted is logged and left.
 
         A storage that says nothing is not asked again and again.
         """
         silent: set[str] = set()
-        for name, key in places:
+        for name, key in files:
             reason = f"{name} does not answer"
             if name not in silent:
                 try:

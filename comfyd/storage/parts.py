@@ -4,10 +4,9 @@ import base64
 import hashlib
 import io
 import os
-from typing import IO, Final
+from typing import IO
 
-HASHED: Final = 1 << 20
-"""Bytes hashed in one go."""
+from comfyd.disk import BLOCK
 
 
 class Part(io.RawIOBase):
@@ -50,7 +49,7 @@ class Part(io.RawIOBase):
         """The digest of all of it, in base64. Takes a while: for a thread."""
         digest = hashlib.md5(usedforsecurity=False)
         self.seek(0)
-        while block := self.read(HASHED):
+        while block := self.read(BLOCK):
             digest.update(block)
         self.seek(0)
         return base64.b64encode(digest.digest()).decode()

@@ -40,11 +40,11 @@ from botocore.parsers import ResponseParserError
 from comfyd.config import R2StorageConfig, S3StorageConfig
 from comfyd.disk import opened
 from comfyd.errors import FileNotFound, StorageError
-from comfyd.storage.base import LocalFile, StoredFile
+from comfyd.storage.base import LocalFile, StoredFile, nothing
 from comfyd.storage.objects import cache_control, disposition, media_type, object_name, public_url
 from comfyd.storage.parts import Part
 from comfyd.storage.s3_errors import Explainer, NotS3, Refusal, told
-from comfyd.storage.s3_uploads import Pace, Uploads
+from comfyd.storage.s3_uploads import MultipartUploads, Pace
 
 LARGE: Final = 16 << 20
 """Bytes from which on a file goes in parts."""
@@ -61,7 +61,7 @@ _NO_FILE: Final = frozenset({"NoSuchKey", "404", "NotFound"})
 _FAILURES: Final = (BotoCoreError, ClientError, ResponseParserError, NotS3, aiohttp.ClientError, TimeoutError)
 
 
-class Bucket:
+class S3Storage:
     """One bucket, or the part of it below a prefix. Made by `open_s3` and `open_r2`."""
 
     def __init__(self, client: Any, table: S3StorageConfig, name: str, words: Explainer, pace: Pace) -> None:
@@ -73,7 +73,7 @@ class Bucket:
         self._expires = int(table.url_expires)
         self._words = words
         self._pace = pace
-        self._uploads = Uploads(client, words.bucket, pace, _FAILURES)
+        self._uploads = MultipartUploads(client, words.bucket, pace, _FAILURES)
 
     async def put(self, key: str, file: LocalFile) -> str | None:
         """See `Storage`. The server compares the MD5 of each request; at the end the size is asked for."""
@@ -101,7 +101,7 @@ class Bucket:
         async with self._explained(what, missing=FileNotFound(f"there is no file {key}")):
             size, stream = await self._get(name, start, length)
         if stream is None:
-            yield StoredFile(size_bytes=size, chunks=_nothing())
+            yield StoredFile(size_bytes=size, chunks=nothing())
             return
         async with stream:
             yield StoredFile(size_bytes=size, chunks=self._read(what, stream))
@@ -113,7 +113,7 @@ class Bucket:
             await self._uploads.abort_left(name)
             await self._pace.within(0, self._client.delete_object(Bucket=self._bucket, Key=name))
 
-    async def url(self, key: str, name: str, location: str | None) -> str | None:  # noqa: ARG002 - `put` told it
+    async def url(self, key: str, location: str | None) -> str | None:  # noqa: ARG002 - the key says it
         """See `Storage`. Signed without asking anybody, in about 0.15 ms."""
         object_key = object_name(self._prefix, key)
         if self._public_url is not None:
@@ -202,14 +202,14 @@ class Bucket:
 
 
 @asynccontextmanager
-async def open_s3(config: S3StorageConfig, *, read_timeout: float = READ_TIMEOUT) -> AsyncIterator[Bucket]:
+async def open_s3(config: S3StorageConfig, *, read_timeout: float = READ_TIMEOUT) -> AsyncIterator[S3Storage]:
     """The bucket of `[storage.s3]`, within the block; it is not asked anything yet. Raises `StorageError`."""
     async with _open(config, "s3", config.endpoint, read_timeout) as bucket:
         yield bucket
 
 
 @asynccontextmanager
-async def open_r2(config: R2StorageConfig, *, read_timeout: float = READ_TIMEOUT) -> AsyncIterator[Bucket]:
+async def open_r2(config: R2StorageConfig, *, read_timeout: float = READ_TIMEOUT) -> AsyncIterator[S3Storage]:
     """The bucket of `[storage.r2]`, within the block; it is not asked anything yet. Raises `StorageError`."""
     table = S3StorageConfig(
         bucket=config.bucket,
@@ -228,7 +228,7 @@ async def open_r2(config: R2StorageConfig, *, read_timeout: float = READ_TIMEOUT
 @asynccontextmanager
 async def _open(
     table: S3StorageConfig, name: str, endpoint: str | None, read_timeout: float
-) -> AsyncIterator[Bucket]:
+) -> AsyncIterator[S3Storage]:
     """`endpoint` is the one that was configured, for messages."""
     words = Explainer(
         storage=name,
@@ -251,7 +251,7 @@ async def _open(
         except (BotoCoreError, ValueError) as exc:
             raise _explain(words, name, exc) from exc
         client.meta.events.register("before-call.s3", _stay)
-        yield Bucket(client, table, name, words, Pace(answer=read_timeout, connect=CONNECT_TIMEOUT))
+        yield S3Storage(client, table, name, words, Pace(answer=read_timeout, connect=CONNECT_TIMEOUT))
 
 
 async def _session(table: S3StorageConfig) -> aioboto3.Session:
@@ -329,9 +329,3 @@ def _explain(words: Explainer, what: str, exc: Exception) -> StorageError:
 
 def _md5(data: bytes) -> str:
     return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
-
-
-async def _nothing() -> AsyncIterator[bytes]:
-    blocks: tuple[bytes, ...] = ()
-    for block in blocks:
-        yield block

@@ -38,8 +38,8 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
             return await request
 
 
-class Uploads:
-    """The multipart uploads into one bucket. Lives as long as its `Bucket`."""
+class MultipartUploads:
+    """The multipart uploads into one bucket. Lives as long as its storage."""
 
     def __init__(self, client: Any, bucket: str, pace: Pace, failures: tuple[type[Exception], ...]) -> None:
         self._client = client

@@ -79,7 +79,7 @@ def _symbols(text: str) -> bytes:
     try:
         symbols = text.encode("ascii")
     except UnicodeEncodeError as exc:
-        message = f"the base64 of the data URI holds a character that base64 has not: {text[exc.start]!r}"
+        message = f"the data URI is not valid base64: it holds {text[exc.start]!r}"
         raise InvalidDataUri(message) from None
     if b"%" in symbols:
         for escape, symbol in _ESCAPES:
@@ -91,4 +91,4 @@ def _base64(symbols: bytes) -> bytes:
     try:
         return binascii.a2b_base64(symbols, strict_mode=True)
     except binascii.Error:
-        raise InvalidDataUri("the base64 of the data URI holds characters that base64 has not") from None
+        raise InvalidDataUri("the data URI is not valid base64") from None

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image, ImageChops, ImageCms, ImageOps, ImageStat
 from PIL.PngImagePlugin import PngInfo
 
-from comfyd.errors import MediaError
-from comfyd.media import MOST_PIXELS, PictureFormat, convert, facts, gif, strip
-from comfyd.media.conversion import MOST_ANIMATED_PIXELS
+from comfyd.errors import MediaError, StorageError
+from comfyd.media import convert, facts, gif, strip
+from comfyd.media.conversion import MOST_ANIMATED_PIXELS, MOST_PIXELS
+from comfyd.tasks import PictureFormat
 from tests.media import samples
 
 FORMATS: tuple[PictureFormat, ...] = get_args(PictureFormat)
@@ -251,5 +252,5 @@ def test_an_animation_of_too_many_pixels_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_target_that_cannot_be_written_is_a_media_error(tmp_path: Path) -> None:
-    with pytest.raises(MediaError, match="the disk says: no such file"):
+    with pytest.raises(StorageError, match="the disk says: no such file"):
         convert(samples.png(tmp_path / "a"), tmp_path / "none" / "b", "webp")

@@ -126,12 +126,12 @@ def test_what_is_broken_has_only_what_its_header_says(tmp_path: Path) -> None:
 
 def test_what_is_not_there_has_none(tmp_path: Path) -> None:
     assert facts(tmp_path / "none", "image/png") == Facts()
-    assert measure(tmp_path / "none", "mp4") == (None, None, None)
-    assert measure(samples.png(tmp_path / "a"), "png") == (None, None, None)
+    assert measure(tmp_path / "none", "mp4") == Facts()
+    assert measure(samples.png(tmp_path / "a"), "png") == Facts()
 
 
 def test_a_playlist_opens_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text(f"#EXTM3U\n#EXTINF:1,\n{samples.mp4(tmp_path / 'secret.mp4')}\n")
     assert facts(path, "video/mp4") == Facts()
-    assert measure(path, "mp4") == (None, None, None)
+    assert measure(path, "mp4") == Facts()

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageSequence
 from PIL.PngImagePlugin import PngInfo
 
-from comfyd.errors import MediaError
+from comfyd.errors import DiskFull, MediaError, StorageError
 from comfyd.media import facts, strip
 from tests.media import samples
 
@@ -413,14 +413,14 @@ def test_a_broken_file_is_refused_and_nothing_is_left(tmp_path: Path, data: byte
     refused(path, why)
 
 
-def test_a_target_that_cannot_be_written_is_a_media_error(tmp_path: Path) -> None:
+def test_a_target_that_cannot_be_written_is_the_disks_fault(tmp_path: Path) -> None:
     made = (
         samples.png(tmp_path / "a"),
         samples.sound(tmp_path / "b", "wav", "pcm_s16le"),
         tmp_path / "nothing",
     )
     for source in made:
-        with pytest.raises(MediaError, match="the disk says: no such file"):
+        with pytest.raises(StorageError, match="the disk says: no such file"):
             strip(source, tmp_path / "none" / "target")
 
 
@@ -429,7 +429,7 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
     target = tmp_path / "target"
     for source in (samples.png(tmp_path / "a"), samples.sound(tmp_path / "b", "wav", "pcm_s16le")):
         target.symlink_to("/dev/full")
-        with pytest.raises(MediaError, match="the disk says: no space left"):
+        with pytest.raises(DiskFull, match="the disk says: no space left"):
             strip(source, target)
         assert not target.is_symlink()
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from comfyd.clock import SystemClock
 from comfyd.config import GcsStorageConfig
 from comfyd.storage.gcs import open_gcs
 from tests.storage.stands import Stand, random_sample
@@ -30,7 +31,7 @@ async def stand(server: GcsServer, folder: Path) -> AsyncIterator[Stand]:
             endpoint=server.endpoint,
             credentials=account_file(folder, token_uri=f"{google.url}/token"),
         )
-        async with open_gcs(config) as storage:
+        async with open_gcs(config, SystemClock()) as storage:
             yield Stand(
                 storage=storage,
                 held=held,

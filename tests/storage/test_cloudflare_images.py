@@ -90,7 +90,7 @@ async def test_a_picture_is_stored_under_its_key_and_delivered_as_the_configured
     file = picture(tmp_path)
     location = await storage.put(KEY, file)
     assert location == f"{server.delivery}/{account.hash}/{KEY}/public"
-    assert await storage.url(KEY, "cat.png", location) == location
+    assert await storage.url(KEY, location) == location
     assert await fetched(location) == file.path.read_bytes() == await content(storage)
     stored = account.images[KEY]
     assert (stored.filename, stored.content_type) == ("2_0_t_00001_.png", "image/png")
@@ -105,12 +105,12 @@ async def test_urls_name_the_own_domain_and_the_variant_of_today(
     location = await storage.put(KEY, file)
     changed = {"delivery_domain": f"{server.delivery}/", "variant": "thumbnail"}
     async with opened(server, account, clock, **changed) as own:
-        url = await own.url(KEY, "cat.png", location)
+        url = await own.url(KEY, location)
         assert url == f"{server.delivery}/cdn-cgi/imagedelivery/{account.hash}/{KEY}/thumbnail"
         assert await fetched(url) == file.path.read_bytes()
-        assert await own.url(KEY, "cat.png", None) is None
-    async with opened(server, account, clock, delivery_domain="images.example.com") as named:
-        url = await named.url(KEY, "cat.png", location)
+        assert await own.url(KEY, None) is None
+    async with opened(server, account, clock, delivery_domain="https://images.example.com") as named:
+        url = await named.url(KEY, location)
         assert url == f"https://images.example.com/cdn-cgi/imagedelivery/{account.hash}/{KEY}/public"
 
 

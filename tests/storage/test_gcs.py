@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from comfyd.clock import SystemClock
 from comfyd.config import GcsStorageConfig
 from comfyd.errors import ConfigError, FileNotFound, NotAccepted, StorageError
 from comfyd.storage.base import LocalFile, Storage
@@ -48,7 +49,7 @@ async def test_large_files_arrive_whole_and_in_pieces(gcs_server: GcsServer, tmp
     data = random_sample(1, 40 * MB + 17)
     assert len(data) > 2 * PIECE
     file = made(tmp_path, data, "film.mp4", "video/mp4")
-    async with open_gcs(config) as storage:
+    async with open_gcs(config, SystemClock()) as storage:
         assert await storage.put("t/1/film.mp4", file) is None
         about = gcs_server.about(str(config.bucket), "t/1/film.mp4")
         assert base64.b64decode(about["md5Hash"]).hex() == file.md5
@@ -62,7 +63,7 @@ async def test_large_files_arrive_whole_and_in_pieces(gcs_server: GcsServer, tmp
 async def test_no_byte_is_lost_where_requests_end(gcs_server: GcsServer, tmp_path: Path, size: int) -> None:
     config = in_bucket(gcs_server)
     file = made(tmp_path, random_sample(size, size))
-    async with open_gcs(config) as storage:
+    async with open_gcs(config, SystemClock()) as storage:
         await storage.put("t/1/a", file)
     about = gcs_server.about(str(config.bucket), "t/1/a")
     assert (about["size"], base64.b64decode(about["md5Hash"]).hex()) == (str(size), file.md5)
@@ -77,7 +78,7 @@ async def test_the_event_loop_goes_on_during_an_upload(gcs_server: GcsServer, tm
             await asyncio.sleep(0.001)
             turns += 1
 
-    async with open_gcs(in_bucket(gcs_server)) as storage:
+    async with open_gcs(in_bucket(gcs_server), SystemClock()) as storage:
         file = made(tmp_path, bytes(24 * MB))
         other = asyncio.create_task(turning())
         await storage.put("t/1/a", file)
@@ -102,7 +103,7 @@ async def test_browsers_are_told_what_to_show_and_what_to_save(
     gcs_server: GcsServer, tmp_path: Path, name: str, kind: str, told: tuple[str, str]
 ) -> None:
     config = in_bucket(gcs_server, prefix="out/comfyd")
-    async with open_gcs(config) as storage:
+    async with open_gcs(config, SystemClock()) as storage:
         for size in (1000, WHOLE + 1):
             await storage.put("t/1/a", made(tmp_path, bytes(size), name, kind))
             about = gcs_server.about(str(config.bucket), "out/comfyd/t/1/a")
@@ -114,7 +115,7 @@ async def test_a_canceled_upload_is_taken_back(gcs_server: GcsServer, tmp_path: 
     config = in_bucket(gcs_server)
     bucket = str(config.bucket)
     file = made(tmp_path, bytes(64 * MB))
-    async with open_gcs(config) as storage:
+    async with open_gcs(config, SystemClock()) as storage:
         putting = asyncio.create_task(storage.put("t/1/a", file))
         async with asyncio.timeout(20):
             while await asyncio.to_thread(gcs_server.held, bucket) != ["an upload"]:
@@ -137,7 +138,7 @@ async def test_a_file_that_changed_is_not_stored(
         file.path.unlink()
     else:
         file.path.write_bytes(b"shorter")
-    async with open_gcs(config) as storage:
+    async with open_gcs(config, SystemClock()) as storage:
         with pytest.raises(
             StorageError, match=r"cannot store t/1/a: (No such file|the file has another size)"
         ):
@@ -149,7 +150,7 @@ async def test_a_server_that_went_away_fails_puts_until_it_is_back(tmp_path: Pat
     with running() as server:
         config = in_bucket(server)
         file = made(tmp_path, bytes(32 * MB))
-        async with open_gcs(config) as storage:
+        async with open_gcs(config, SystemClock()) as storage:
             putting = asyncio.create_task(storage.put("t/1/a", file))
             async with asyncio.timeout(20):
                 while await asyncio.to_thread(server.held, str(config.bucket)) != ["an upload"]:
@@ -175,7 +176,9 @@ async def test_a_server_that_went_away_fails_puts_until_it_is_back(tmp_path: Pat
 
 @pytest.mark.parametrize("size", [1000, WHOLE + 1])
 async def test_a_missing_bucket_is_named(gcs_server: GcsServer, tmp_path: Path, size: int) -> None:
-    async with open_gcs(GcsStorageConfig(bucket="nowhere", endpoint=gcs_server.endpoint)) as storage:
+    async with open_gcs(
+        GcsStorageConfig(bucket="nowhere", endpoint=gcs_server.endpoint), SystemClock()
+    ) as storage:
         with pytest.raises(StorageError, match="there is no bucket nowhere") as caught:
             await storage.put("t/1/a", made(tmp_path, bytes(size)))
         assert key_of(caught) == "storage.gcs.bucket"
@@ -187,16 +190,16 @@ async def test_a_missing_bucket_is_named(gcs_server: GcsServer, tmp_path: Path, 
 
 
 async def test_ping_looks_at_the_region(gcs_server: GcsServer) -> None:
-    async with open_gcs(in_bucket(gcs_server, region="europe-west4")) as storage:
+    async with open_gcs(in_bucket(gcs_server, region="europe-west4"), SystemClock()) as storage:
         await storage.ping()
     config = in_bucket(gcs_server, region="us-east1")
-    async with open_gcs(config) as storage:
+    async with open_gcs(config, SystemClock()) as storage:
         with pytest.raises(StorageError, match="is in EUROPE-WEST4, not in us-east1") as caught:
             await storage.ping()
     assert key_of(caught) == "storage.gcs.region"
     assert gcs_server.held(str(config.bucket)) == []
     config = GcsStorageConfig(bucket="nowhere", endpoint=gcs_server.endpoint, region="us-east1")
-    async with open_gcs(config) as storage:
+    async with open_gcs(config, SystemClock()) as storage:
         with pytest.raises(StorageError, match="there is no bucket nowhere"):
             await storage.ping()
 
@@ -204,7 +207,7 @@ async def test_ping_looks_at_the_region(gcs_server: GcsServer) -> None:
 async def test_parts_outside_a_file_are_empty_but_know_its_size(
     gcs_server: GcsServer, tmp_path: Path
 ) -> None:
-    async with open_gcs(in_bucket(gcs_server)) as storage:
+    async with open_gcs(in_bucket(gcs_server), SystemClock()) as storage:
         await storage.put("t/1/a", made(tmp_path, b"0123456789"))
         for start, length in [(10, None), (99, 5), (3, 0)]:
             async with storage.open("t/1/a", start, length) as file:
@@ -236,7 +239,7 @@ async def test_a_file_that_holds_no_credentials_is_named(
     if content is not None:
         path.write_bytes(content.encode("latin-1"))
     with pytest.raises(StorageError, match=said) as caught:
-        async with open_gcs(GcsStorageConfig(bucket="b", credentials=str(path))):
+        async with open_gcs(GcsStorageConfig(bucket="b", credentials=str(path)), SystemClock()):
             pass
     assert key_of(caught) == CREDENTIALS
     assert "S3CRET" not in "".join(traceback.format_exception(caught.value))
@@ -244,7 +247,7 @@ async def test_a_file_that_holds_no_credentials_is_named(
 
 async def test_a_folder_is_no_file_of_credentials(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"cannot read .*: Is a directory") as caught:
-        async with open_gcs(GcsStorageConfig(bucket="b", credentials=str(tmp_path))):
+        async with open_gcs(GcsStorageConfig(bucket="b", credentials=str(tmp_path)), SystemClock()):
             pass
     assert key_of(caught) == CREDENTIALS
 
@@ -253,7 +256,8 @@ async def test_keys_of_other_kinds_are_refused(tmp_path: Path) -> None:
     for key in (pem(ec.generate_private_key(ec.SECP256R1())), pem(private_key(), "password")):
         with pytest.raises(StorageError, match="no private key that can be used") as caught:
             async with open_gcs(
-                GcsStorageConfig(bucket="b", credentials=account_file(tmp_path, private_key=key))
+                GcsStorageConfig(bucket="b", credentials=account_file(tmp_path, private_key=key)),
+                SystemClock(),
             ):
                 pass
         assert key_of(caught) == CREDENTIALS
@@ -264,13 +268,11 @@ async def test_the_machines_own_credentials_are_taken(
 ) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")  # the driver's; comfyd is not led by it
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", account_file(tmp_path))
-    async with open_gcs(GcsStorageConfig(bucket="b")) as storage:
-        assert str(await storage.url("t/1/a", "a", None)).startswith(
-            "https://storage.googleapis.com/b/t/1/a?"
-        )
+    async with open_gcs(GcsStorageConfig(bucket="b"), SystemClock()) as storage:
+        assert str(await storage.url("t/1/a", None)).startswith("https://storage.googleapis.com/b/t/1/a?")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
     with pytest.raises(StorageError, match="cannot read the machine's") as caught:
-        async with open_gcs(GcsStorageConfig(bucket="b")):
+        async with open_gcs(GcsStorageConfig(bucket="b"), SystemClock()):
             pass
     assert key_of(caught) == CREDENTIALS
 
@@ -280,7 +282,7 @@ async def test_the_machines_own_credentials_are_taken(
 )
 async def test_an_endpoint_that_is_no_url_is_refused(endpoint: str) -> None:
     with pytest.raises(ConfigError, match=r"storage\.gcs\.endpoint is not the url") as caught:
-        async with open_gcs(GcsStorageConfig(bucket="b", endpoint=endpoint)):
+        async with open_gcs(GcsStorageConfig(bucket="b", endpoint=endpoint), SystemClock()):
             pass
     assert caught.value.details == {"key": "storage.gcs.endpoint"}
     assert "S3CRET" not in str(caught.value)
@@ -288,6 +290,8 @@ async def test_an_endpoint_that_is_no_url_is_refused(endpoint: str) -> None:
 
 async def test_files_that_google_never_takes_are_not_accepted(tmp_path: Path) -> None:
     file = msgspec.structs.replace(made(tmp_path, b""), size_bytes=LARGEST + 1)
-    async with open_gcs(GcsStorageConfig(bucket="b", endpoint="http://127.0.0.1:9")) as storage:
+    async with open_gcs(
+        GcsStorageConfig(bucket="b", endpoint="http://127.0.0.1:9"), SystemClock()
+    ) as storage:
         with pytest.raises(NotAccepted, match="up to 5 TiB"):
             await storage.put("t/1/a", file)

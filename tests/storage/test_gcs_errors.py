@@ -140,7 +140,7 @@ async def test_a_token_service_that_is_not_there_is_named(tmp_path: Path) -> Non
     async with serving(google):
         port = google.url.rpartition(":")[2]  # where nobody listens afterwards
     credentials = account_file(tmp_path, token_uri=f"{google.url}/token")
-    async with open_gcs(GcsStorageConfig(bucket="b", credentials=credentials)) as storage:
+    async with open_gcs(GcsStorageConfig(bucket="b", credentials=credentials), HandClock()) as storage:
         with pytest.raises(
             StorageError, match=f"cannot get a token: cannot reach 127.0.0.1:{port}"
         ) as caught:

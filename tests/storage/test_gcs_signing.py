@@ -18,6 +18,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
+from comfyd.clock import SystemClock
 from comfyd.config import GcsStorageConfig
 from comfyd.storage.gcs import open_gcs
 from tests.storage.stands import local_file
@@ -36,21 +37,25 @@ async def test_a_public_bucket_has_plain_urls(tmp_path: Path) -> None:
         public_url="https://cdn.example/",
         credentials=account_file(tmp_path),
     )
-    async with open_gcs(config) as storage:
-        assert await storage.url("t/1/a b.png", "a.png", None) == "https://cdn.example/out/t/1/a%20b.png"
+    async with open_gcs(config, SystemClock()) as storage:
+        assert await storage.url("t/1/a b.png", None) == "https://cdn.example/out/t/1/a%20b.png"
 
 
 async def test_without_a_key_comfyd_serves_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with open_gcs(GcsStorageConfig(bucket="b", endpoint="http://127.0.0.1:9")) as storage:
-        assert await storage.url("t/1/a", "a", None) is None
+    async with open_gcs(
+        GcsStorageConfig(bucket="b", endpoint="http://127.0.0.1:9"), SystemClock()
+    ) as storage:
+        assert await storage.url("t/1/a", None) is None
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
-    async with open_gcs(GcsStorageConfig(bucket="b")) as storage:  # on a machine of Google's
-        assert await storage.url("t/1/a", "a", None) is None
+    async with open_gcs(GcsStorageConfig(bucket="b"), SystemClock()) as storage:  # on a machine of Google's
+        assert await storage.url("t/1/a", None) is None
     user = {"type": "authorized_user", "client_id": "i", "client_secret": "s", "refresh_token": "r"}
     (tmp_path / "user.json").write_text(json.dumps(user))
-    async with open_gcs(GcsStorageConfig(bucket="b", credentials=str(tmp_path / "user.json"))) as storage:
-        assert await storage.url("t/1/a", "a", None) is None
+    async with open_gcs(
+        GcsStorageConfig(bucket="b", credentials=str(tmp_path / "user.json")), SystemClock()
+    ) as storage:
+        assert await storage.url("t/1/a", None) is None
 
 
 def signature_of(url: str) -> tuple[str, bytes]:
@@ -71,7 +76,7 @@ async def test_signed_urls_are_what_google_checks(tmp_path: Path) -> None:
     clock = HandClock(NOON + 250)
     config = GcsStorageConfig(bucket="b", prefix="out", url_expires=600.5, credentials=account_file(tmp_path))
     async with open_gcs(config, clock) as storage:
-        url = str(await storage.url("t/1/a b.png", "a.png", None))
+        url = str(await storage.url("t/1/a b.png", None))
     split = urlsplit(url)
     assert (split.scheme, split.netloc, split.path) == (
         "https",
@@ -93,11 +98,11 @@ async def test_signed_urls_are_what_google_checks(tmp_path: Path) -> None:
 
 async def test_signed_urls_of_an_endpoint_lead_to_it(gcs_server: GcsServer, tmp_path: Path) -> None:
     config = GcsStorageConfig(bucket=gcs_server.make_bucket(), endpoint=gcs_server.endpoint)
-    async with open_gcs(config) as storage:
+    async with open_gcs(config, SystemClock()) as storage:
         await storage.put("t/1/a.txt", local_file(tmp_path / "made", b"hello", "a.txt", "text/plain"))
     config = msgspec.structs.replace(config, credentials=account_file(tmp_path))
-    async with open_gcs(config) as storage:
-        url = str(await storage.url("t/1/a.txt", "a.txt", None))
+    async with open_gcs(config, SystemClock()) as storage:
+        url = str(await storage.url("t/1/a.txt", None))
     assert url.startswith(f"{gcs_server.endpoint}/{config.bucket}/t/1/a.txt?")
     text, signature = signature_of(url)
     private_key().public_key().verify(signature, text.encode(), padding.PKCS1v15(), hashes.SHA256())
@@ -112,7 +117,7 @@ async def test_a_url_stays_the_same_for_a_while_and_never_lives_longer_than_aske
     seen: dict[str, int] = {}
     async with open_gcs(config, clock) as storage:
         for _ in range(250):
-            url = str(await storage.url("t/1/a", "a", None))
+            url = str(await storage.url("t/1/a", None))
             seen[url] = seen.get(url, 0) + 1
             signed = parse_qs(urlsplit(url).query)["X-Goog-Date"][0]
             left = (
@@ -122,12 +127,12 @@ async def test_a_url_stays_the_same_for_a_while_and_never_lives_longer_than_aske
             )
             assert 900 < left <= 1000
             clock.advance(1000)
-        assert str(await storage.url("t/1/b", "b", None)) not in seen
+        assert str(await storage.url("t/1/b", None)) not in seen
     assert max(seen.values()) == 100
 
 
 async def test_a_second_is_short_but_whole(tmp_path: Path) -> None:
     config = GcsStorageConfig(bucket="b", url_expires=1, credentials=account_file(tmp_path))
     async with open_gcs(config, HandClock(NOON + 999)) as storage:
-        url = str(await storage.url("t/1/a", "a", None))
+        url = str(await storage.url("t/1/a", None))
     assert "X-Goog-Date=20231115T120000Z&X-Goog-Expires=1&" in url

@@ -11,9 +11,10 @@ from tempfile import TemporaryDirectory
 import msgspec
 import pytest
 
+from comfyd.disk import BLOCK
 from comfyd.errors import FileNotFound, StorageError
 from comfyd.storage.base import LocalFile, StoredFile
-from comfyd.storage.local import BLOCK, LocalStorage, open_local
+from comfyd.storage.local import LocalStorage, open_local
 from tests.storage.stands import local_file, random_sample
 
 OTHER_DISK = Path("/dev/shm")  # noqa: S108 - any other file system does, and this one is always there
@@ -125,7 +126,7 @@ async def test_a_source_that_is_gone_is_a_storage_error(storage: LocalStorage, t
 
 async def test_comfyd_serves_local_files_itself(storage: LocalStorage, tmp_path: Path) -> None:
     location = await storage.put("t/1/a", source(tmp_path))
-    assert await storage.url("t/1/a", "a.bin", location) is None
+    assert await storage.url("t/1/a", location) is None
 
 
 async def test_folders_are_private_and_emptied_folders_go(

@@ -10,9 +10,10 @@ from typing import IO
 
 import pytest
 
-from comfyd.storage.parts import HASHED, Part
+from comfyd.disk import BLOCK
+from comfyd.storage.parts import Part
 
-DATA = os.urandom(3 * HASHED)
+DATA = os.urandom(3 * BLOCK)
 
 
 @pytest.fixture
@@ -47,9 +48,9 @@ def test_it_can_be_sought_from_everywhere(source: IO[bytes]) -> None:
 
 
 def test_its_digest_is_taken_from_its_start(source: IO[bytes]) -> None:
-    part = Part(source, 7, 2 * HASHED)
+    part = Part(source, 7, 2 * BLOCK)
     part.read(100)
-    digest = hashlib.md5(DATA[7 : 7 + 2 * HASHED], usedforsecurity=False).digest()
+    digest = hashlib.md5(DATA[7 : 7 + 2 * BLOCK], usedforsecurity=False).digest()
     for _ in range(2):
         assert part.md5() == base64.b64encode(digest).decode()
     assert part.tell() == 0

@@ -147,7 +147,7 @@ async def test_a_changed_url_is_refused(s3_server: SeaweedServer, tmp_path: Path
     async with open_s3(s3_config(s3_server)) as storage:
         await storage.put("t/1/a", file(tmp_path))
         await storage.put("t/1/b", file(tmp_path))
-        url = await storage.url("t/1/a", "a.png", None)
+        url = await storage.url("t/1/a", None)
     assert url is not None
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
@@ -167,7 +167,7 @@ async def test_a_changed_url_is_refused(s3_server: SeaweedServer, tmp_path: Path
 async def test_an_expired_url_is_refused(s3_server: SeaweedServer, tmp_path: Path) -> None:
     async with open_s3(s3_config(s3_server, url_expires=1.0)) as storage:
         await storage.put("t/1/a", file(tmp_path))
-        url = await storage.url("t/1/a", "a.png", None)
+        url = await storage.url("t/1/a", None)
     assert url is not None
     assert "X-Amz-Expires=1&" in url
     async with asyncio.timeout(10):
@@ -178,11 +178,11 @@ async def test_an_expired_url_is_refused(s3_server: SeaweedServer, tmp_path: Pat
 async def test_public_urls_are_quoted_and_not_signed(s3_server: SeaweedServer) -> None:
     config = s3_config(s3_server, prefix="out", public_url="https://cdn.example.com/media/")
     async with open_s3(config) as storage:
-        assert await storage.url("t/1/a b+c.png", "", None) == (
+        assert await storage.url("t/1/a b+c.png", None) == (
             "https://cdn.example.com/media/out/t/1/a%20b%2Bc.png"
         )
-    async with open_r2(r2_config(s3_server, prefix="", public_domain="img.example.com")) as storage:
-        assert await storage.url("t/1/a.png", "", None) == "https://img.example.com/t/1/a.png"
+    async with open_r2(r2_config(s3_server, prefix="", public_domain="https://img.example.com")) as storage:
+        assert await storage.url("t/1/a.png", None) == "https://img.example.com/t/1/a.png"
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ async def test_public_urls_are_quoted_and_not_signed(s3_server: SeaweedServer) -
 async def test_amazons_urls_name_the_region(bucket: str, region: str, start: str) -> None:
     config = S3StorageConfig(bucket=bucket, region=region, access_key="AK", secret_key=SECRET)
     async with open_s3(config) as storage:
-        url = await storage.url("t/1/a", "", None)
+        url = await storage.url("t/1/a", None)
     assert url is not None
     assert url.startswith(start)
     assert f"%2F{region}%2Fs3%2F" in url
@@ -205,7 +205,7 @@ async def test_amazons_urls_name_the_region(bucket: str, region: str, start: str
 async def test_r2_is_reached_under_its_account() -> None:
     config = R2StorageConfig(bucket="pictures", account_id="0123abcd", access_key="AK", secret_key=SECRET)
     async with open_r2(config) as storage:
-        url = await storage.url("t/1/a.png", "", None)
+        url = await storage.url("t/1/a.png", None)
     assert url is not None
     assert url.startswith("https://0123abcd.r2.cloudflarestorage.com/pictures/t/1/a.png?")
     assert "%2Fauto%2Fs3%2Faws4_request" in url
@@ -213,10 +213,10 @@ async def test_r2_is_reached_under_its_account() -> None:
 
 async def test_a_url_costs_less_than_a_millisecond(s3_server: SeaweedServer) -> None:
     async with open_s3(s3_config(s3_server)) as storage:
-        await storage.url("t/1/a", "", None)
+        await storage.url("t/1/a", None)
         began = time.thread_time()
         for _ in range(200):
-            await storage.url("t/1/a", "", None)
+            await storage.url("t/1/a", None)
         assert (time.thread_time() - began) / 200 < 0.001
 
 
@@ -259,7 +259,7 @@ async def test_what_a_browser_could_run_is_an_attachment(s3_server: SeaweedServe
             ("nonsense\r\nX-Evil: 1", "attachment", "application/octet-stream"),
         ):
             await storage.put("t/1/a", file(tmp_path, content_type=content_type, name='grün "a".png'))
-            url = await storage.url("t/1/a", "", None)
+            url = await storage.url("t/1/a", None)
             assert url is not None
             async with session.get(url) as answer:
                 disposition = answer.headers["Content-Disposition"]

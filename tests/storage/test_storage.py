@@ -173,7 +173,7 @@ async def test_keys_never_leave_the_storage(shelf: Shelf, verb: str) -> None:
 async def test_whoever_has_the_url_gets_the_bytes(shelf: Shelf) -> None:
     data = shelf.stand.sample(1, None)
     await shelf.put(data)
-    url = await shelf.storage.url(shelf.key(), "picture", shelf.locations[KEY])
+    url = await shelf.storage.url(shelf.key(), shelf.locations[KEY])
     if url is None:  # comfyd serves it
         return
     async with aiohttp.ClientSession() as session, session.get(url) as answer:
@@ -186,7 +186,7 @@ async def test_urls_hold_for_every_key_that_comfyd_makes(shelf: Shelf) -> None:
     key = "prefix/of.a_task/0f8b-2c1e/2/12-3_0_Comfy.UI_00001_"
     data = shelf.stand.sample(1, None)
     await shelf.put(data, key)
-    url = await shelf.storage.url(shelf.key(key), "picture", shelf.locations[key])
+    url = await shelf.storage.url(shelf.key(key), shelf.locations[key])
     if url is None:  # comfyd serves it
         return
     async with aiohttp.ClientSession() as session, session.get(url) as answer:
@@ -199,7 +199,7 @@ async def test_names_are_only_names(shelf: Shelf) -> None:
         for name in NAMES:
             await shelf.put(data, name=name)
             assert await shelf.read() == data
-            url = await shelf.storage.url(shelf.key(), name, shelf.locations[KEY])
+            url = await shelf.storage.url(shelf.key(), shelf.locations[KEY])
             if url is None:  # comfyd serves it
                 continue
             async with session.get(url) as answer:
