@@ -4,6 +4,7 @@ Never a whole file in memory, never a GPU run for a storage's sake: what is here
 """
 
 import asyncio
+import contextlib
 import hashlib
 import re
 import threading
@@ -263,10 +264,36 @@ async def _shaped_on_a_thread(
                 made.unlink(missing_ok=True)
 
     try:
-        return await asyncio.to_thread(work)
+        return await _on_a_daemon(work)
     except asyncio.CancelledError:
         dropped.set()
         raise
+
+
+async def _on_a_daemon(work: Callable[[], LocalFile]) -> LocalFile:
+    """Run this on a thread that does not hold up the end of the process: an encoder cannot be stopped."""
+    loop = asyncio.get_running_loop()
+    made: asyncio.Future[LocalFile] = loop.create_future()
+
+    def tell(result: LocalFile | None, error: BaseException | None) -> None:
+        if made.done():  # canceled meanwhile
+            return
+        if error is not None:
+            made.set_exception(error)
+        elif result is not None:
+            made.set_result(result)
+
+    def run() -> None:
+        result, failed = None, None
+        try:
+            result = work()
+        except BaseException as exc:  # noqa: BLE001 - raised again where it is waited for
+            failed = exc
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(tell, result, failed)
+
+    threading.Thread(target=run, name="comfyd-shaping", daemon=True).start()
+    return await made
 
 
 def _shaped(local: LocalFile, file: OutputFile, options: OutputOptions, made: Path) -> LocalFile:

@@ -16,7 +16,7 @@ from comfyd.errors import DiskFull, StorageError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-BLOCK: Final = 1 << 20
+BLOCK: Final = 1 << 18
 """Bytes written or read in one go on a thread."""
 
 

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from comfyd.tasks import Ready
 
-FETCHING: Final = 8
+FETCHING: Final = 24
 """Tasks for each ComfyUI that may wait for their inputs beside those that are prepared: a slow url must not
 keep the GPU from what is ready."""
 
@@ -90,6 +90,8 @@ class Place:
         self.ready = ready
         self.host: str | None = None
         self.is_fetching = False
+        self.released = asyncio.Event()
+        """Set when the prompt has ended: what is left to do needs no ComfyUI."""
 
     @contextmanager
     def fetching(self) -> Iterator[None]:
@@ -107,6 +109,7 @@ class Place:
 
     def release(self) -> None:
         """Give the slot back: the prompt has ended. May be called again."""
+        self.released.set()
         self._slots.leave(self)
 
 

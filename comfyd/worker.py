@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -20,6 +20,8 @@ from comfyd.tasks import Claim, Outcome, Ready, Settlement, Status, Step, Succee
 
 log = structlog.get_logger("comfyd.worker")
 
+UNATTENDED: Final = 256
+"""Tasks that may wait for their storage without holding a worker, what was adopted included."""
 SETTLE_PAUSE_MS: Final = 1_000
 """How long an outcome waits for a database that refuses it."""
 
@@ -103,34 +105,55 @@ class Workers:
         self._clock = clock
         queue.crowded = slots.turn_away
         self._working: set[asyncio.Task[None]] = set()
-        self._adopted: list[asyncio.Task[None]] = []
+        self._unattended: set[asyncio.Task[None]] = set()
+        self.unattended_most = UNATTENDED
 
     async def step(self) -> int:
-        """One task, from the queue to its settlement. Cancelled, it leaves the work it began to `drain`.
+        """One task, from the queue to the end of its prompt. Cancelled, it leaves what it began to `drain`.
 
-        What was adopted holds workers too: they bound how many tasks wait for a storage that is down.
+        What is left to do then, and what was adopted, goes on without a worker, but only so much of it: a
+        storage that stays down stops the queue before the disk is full.
         """
-        if self._adopted:
-            await asyncio.wait([self._adopted.pop()])
-            return 0
+        while len(self._unattended) >= self.unattended_most:
+            await asyncio.wait(self._unattended, return_when=asyncio.FIRST_COMPLETED)
         ready = await self._queue.take()
-        entered = asyncio.Event()
-        work = self._spawn(self._claim_and_work(ready, entered))
+        admitted: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
+        work = self._spawn(self._claim_and_work(ready, admitted))
         try:
-            await asyncio.shield(work)
+            await self._attend(work, admitted)
         except asyncio.CancelledError:
-            if not entered.is_set():
+            if not admitted.done():
                 work.cancel()
             raise
         return 0
+
+    async def _attend(self, work: asyncio.Task[None], admitted: asyncio.Future[Place]) -> None:
+        """Wait until the work is over, or until its prompt is."""
+        first: set[asyncio.Future[Any]] = {work, admitted}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            released = asyncio.ensure_future(admitted.result().released.wait())
+            try:
+                then: set[asyncio.Future[Any]] = {work, released}
+                await asyncio.wait(then, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                released.cancel()
+        if work.done():
+            work.result()
+        else:
+            self._leave_alone(work)
+
+    def _leave_alone(self, work: asyncio.Task[None]) -> None:
+        """Nobody waits for this work any more."""
+        self._unattended.add(work)
+        work.add_done_callback(self._unattended.discard)
+        work.add_done_callback(_tell_of_failure)
 
     def adopt(self, claims: Sequence[Claim]) -> None:
         """Take up what an earlier process left, before anything new is claimed."""
         for claim in claims:
             log.info("task.adopted", task_id=claim.task.id, step=claim.attempt.step)
-            work = self._spawn(self._resume(claim))
-            work.add_done_callback(_tell_of_failure)
-            self._adopted.append(work)
+            self._leave_alone(self._spawn(self._resume(claim)))
 
     async def drain(self, grace_ms: int, hurry: asyncio.Event) -> None:
         """Let what is nearly done end within the grace, or until `hurry`; the rest is the next process's.
@@ -156,10 +179,10 @@ class Workers:
         task.add_done_callback(self._working.discard)
         return task
 
-    async def _claim_and_work(self, ready: Ready, entered: asyncio.Event) -> None:
+    async def _claim_and_work(self, ready: Ready, admitted: asyncio.Future[Place]) -> None:
         try:
             async with self._slots.admit(ready) as place:
-                entered.set()
+                admitted.set_result(place)
                 claim = await self._claim(ready)
                 if claim is not None:
                     await self._work(claim, place)
@@ -207,6 +230,6 @@ class Workers:
 
 
 def _tell_of_failure(work: asyncio.Task[None]) -> None:
-    """Nobody waits for what was adopted, so what broke it is said here."""
+    """Nobody waits for it, so what broke it is said here."""
     if not work.cancelled() and (error := work.exception()) is not None:
-        log.error("adopted.broken", exc_info=error)
+        log.error("work.broken", exc_info=error)

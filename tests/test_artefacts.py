@@ -739,6 +739,9 @@ async def test_a_file_that_is_dropped_while_it_is_converted_leaves_none_behind(
     async def every_thread_is_free() -> None:
         together = threading.Barrier(threads)
         await asyncio.gather(*[asyncio.to_thread(together.wait, 20) for _ in range(threads)])
+        for shaping in threading.enumerate():
+            if shaping.name == "comfyd-shaping":
+                await asyncio.to_thread(shaping.join, 20)
 
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(threads) as executor:

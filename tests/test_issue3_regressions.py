@@ -19,6 +19,7 @@ from comfyd.forgetting import Forgetter
 from comfyd.simulator import Simulator, SimulatorOptions
 from comfyd.slots import Slots
 from comfyd.tasks import Attempt, OutputType, Ready, Settlement, Status, Step, Task, TaskFilter
+from comfyd.worker import UNATTENDED
 from tests.support.files import local_file, only
 from tests.support.service import Bench, bench, colored, configuration, sampled, until
 from tests.support.sources import data_uri
@@ -52,11 +53,14 @@ class Instead:
 
 
 @asynccontextmanager
-async def bench_in_front_of(config: Config, storage: Any) -> AsyncIterator[Bench]:
+async def bench_in_front_of(
+    config: Config, storage: Any, unattended: int = UNATTENDED
+) -> AsyncIterator[Bench]:
     """A comfyd that works, with this as its only storage."""
     async with open_ground(config, SystemClock()) as opened:
         ground = msgspec.structs.replace(opened, storages=only(storage))
         service = wire(ground)
+        service.workers.unattended_most = unattended
         async with working(service, 200, asyncio.Event()):
             yield Bench(ground, service)
 
@@ -317,7 +321,7 @@ async def test_who_asks_for_a_slot_after_the_last_was_given_does_not_wait_for_on
                 await place.acquire()
 
 
-async def test_a_restart_does_not_let_more_tasks_wait_for_a_storage_than_there_are_workers(
+async def test_a_restart_does_not_let_more_tasks_wait_for_a_storage_than_may(
     simulator: Simulator, tmp_path: Path
 ) -> None:
     config = configuration(tmp_path / "data", simulator.url, workers=1)
@@ -325,7 +329,7 @@ async def test_a_restart_does_not_let_more_tasks_wait_for_a_storage_than_there_a
     async with bench(config, works=False) as made:
         claim = await left_behind(made, colored(1), step=Step.COLLECTED, collected=(text,))
     storage = Failing(*[StorageError("away")] * 1_000)
-    async with bench_in_front_of(config, storage) as made:
+    async with bench_in_front_of(config, storage, unattended=1) as made:
         await until(lambda: made.ground.backends[0].state.ready)
         row = await made.submit(colored(2))
         await until(lambda: storage.puts >= 4)
@@ -334,3 +338,17 @@ async def test_a_restart_does_not_let_more_tasks_wait_for_a_storage_than_there_a
         assert (await made.ended(claim.task.id)).status is Status.SUCCEEDED
         assert (await made.ended(row.id)).status is Status.SUCCEEDED
     assert len(storage.kept) == 2
+
+
+async def test_a_storage_that_is_down_keeps_no_worker(simulator: Simulator, tmp_path: Path) -> None:
+    config = configuration(tmp_path / "data", simulator.url, workers=1)
+    storage = Failing(*[StorageError("away")] * 10_000)
+    async with bench_in_front_of(config, storage, unattended=3) as made:
+        rows = [await made.submit(colored(number)) for number in range(5)]
+        await until(lambda: len(starts(simulator)) == 3)
+        await until(lambda: storage.puts >= 12)
+        assert len(starts(simulator)) == 3  # so many may wait, and no more
+        storage.errors.clear()
+        for row in rows:
+            assert (await made.ended(row.id)).status is Status.SUCCEEDED
+    assert len(starts(simulator)) == 5

@@ -130,6 +130,12 @@ def output_options(wanted: OutputRequest) -> OutputOptions:
         raise MalformedRequest(
             "$.output.quality: needs `format` jpeg, webp or avif", details={"path": "$.output.quality"}
         )
+    if any(requests.is_task_id(folder) for folder in wanted.prefix.split("/")):
+        # where it would meet the files of a task
+        raise MalformedRequest(
+            "$.output.prefix: a folder may not be called like a task's id",
+            details={"path": "$.output.prefix"},
+        )
     return OutputOptions(
         include_temp=wanted.include_temp,
         storage=wanted.storage,

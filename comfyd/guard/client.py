@@ -27,7 +27,7 @@ log = structlog.get_logger("comfyd.guard")
 MOST_REDIRECTS: Final = 3
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _CONNECT_SECONDS: Final = 10.0
-_READ_AHEAD: Final = 256 * 1024
+_READ_AHEAD: Final = 128 * 1024
 _NAME_THREADS: Final = 8
 
 Lookup: TypeAlias = Callable[[str], Awaitable[Sequence[str]]]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from comfyd.disk import BLOCK, make_empty, on_disk, opened, sync_folder
-from comfyd.errors import FileNotFound, StorageError
+from comfyd.errors import FileNotFound, NotAccepted, StorageError
 from comfyd.storage.base import LocalFile, StoredFile
 from comfyd.storage.objects import key_parts
 
@@ -22,6 +22,10 @@ _NO_LINK: Final = frozenset(
     {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP}
 )
 """Why a file cannot have a second name here: another disk, no links on this one, somebody else's file."""
+
+
+_NEVER: Final = frozenset({errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})
+"""What no waiting mends: something else has the name, or the disk has no such names."""
 
 
 class LocalStorage:
@@ -48,6 +52,10 @@ class LocalStorage:
             if size != file.size_bytes:
                 raise StorageError(f"{what}: it has {size} bytes instead of {file.size_bytes}")
             await on_disk(what, _rename, unfinished, target, self._folder)
+        except StorageError as exc:
+            if isinstance(exc.__cause__, OSError) and exc.__cause__.errno in _NEVER:
+                raise NotAccepted(exc.message) from exc
+            raise
         finally:
             await on_disk(what, unfinished.unlink, missing_ok=True)
         return None
