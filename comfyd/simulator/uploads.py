@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 from comfyd.simulator.sockets import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
     from comfyd.simulator.folders import Folders
 
@@ -31,16 +32,17 @@ class Uploads:
 
     async def image(self, request: web.Request) -> web.Response:
         """POST /upload/image."""
-        return self._store(dict(await request.post()), write)
+        with closing_files(await request.post()) as form:
+            return self._store(form, write)
 
     async def mask(self, request: web.Request) -> web.Response:
         """POST /upload/mask: the picture of `original_ref` with the alpha of the uploaded one."""
-        form: dict[str, Any] = dict(await request.post())
+        with closing_files(await request.post()) as form:
 
-        def merge(data: bytes, path: Path) -> None:
-            self._merge(json.loads(form["original_ref"]), data, path)
+            def merge(data: bytes, path: Path) -> None:
+                self._merge(json.loads(form["original_ref"]), data, path)
 
-        return self._store(form, merge)
+            return self._store(form, merge)
 
     def _store(self, form: dict[str, Any], writer: Callable[[bytes, Path], None]) -> web.Response:
         image = form.get("image")
@@ -77,6 +79,17 @@ class Uploads:
             merged = file.convert("RGBA")
             merged.putalpha(mask.convert("RGBA").getchannel("A"))
         merged.save(path, compress_level=4)
+
+
+@contextmanager
+def closing_files(form: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The form's fields; large files lie in temporary ones, which end with the block."""
+    try:
+        yield dict(form)
+    finally:
+        for field in form.values():
+            if isinstance(field, web.FileField):
+                field.file.close()
 
 
 def write(data: bytes, path: Path) -> None:
