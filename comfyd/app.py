@@ -32,7 +32,7 @@ from comfyd.guard import Guard, GuardedClient, open_client
 from comfyd.intake import GraphChecker, Intake
 from comfyd.lifecycle import RetryPolicy
 from comfyd.loops import Crew, Health, Loop
-from comfyd.maintenance import Figures, Probe, Retention, Templates, UploadSweep, tell
+from comfyd.maintenance import Figures, Leftovers, Probe, Retention, Templates, UploadSweep, tell
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
 from comfyd.queue import TaskQueue
@@ -194,7 +194,7 @@ def wire(ground: Ground) -> Service:
     return Service(
         state=state,
         workers=workers,
-        loops=(refill, *_chores(state), *_backend_loops(ground, metrics)),
+        loops=(refill, *_chores(state, forgetter), *_backend_loops(ground, metrics)),
         claims=tuple(
             Loop(name=f"worker-{number}", step=workers.step, expected=(StoreError,))
             for number in range(config.queue.workers)
@@ -202,7 +202,7 @@ def wire(ground: Ground) -> Service:
     )
 
 
-def _chores(state: State) -> tuple[Loop, ...]:
+def _chores(state: State, forgetter: Forgetter) -> tuple[Loop, ...]:
     """What has to be done now and then."""
     keep_ms = round(state.config.queue.retention * 1000)
     figures = Figures(state.store, state.board, state.metrics)
@@ -213,6 +213,7 @@ def _chores(state: State) -> tuple[Loop, ...]:
     return (
         Loop(name="figures", step=figures.step, expected=(StoreError,)),
         Loop(name="retention", step=retention.step, expected=(StoreError,)),
+        Loop(name="leftovers", step=Leftovers(forgetter).step, expected=(StoreError,)),
         Loop(name="uploads", step=sweep.step, expected=(StoreError, StorageError)),
         Loop(name="workflows", step=Templates(state.catalog).step),
     )

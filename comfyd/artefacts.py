@@ -24,6 +24,7 @@ from comfyd.disk import Digest, digest_of, on_disk, write_stream
 from comfyd.errors import (
     BackendUnclear,
     BackendUnreachable,
+    MediaError,
     NotAccepted,
     OutputUnavailable,
     StorageError,
@@ -33,10 +34,12 @@ from comfyd.metrics import Metrics
 from comfyd.scratch import Scratch
 from comfyd.storage.base import LocalFile
 from comfyd.storage.opening import Storages
-from comfyd.tasks import Artefact, OutputFile, OutputOptions, PictureFormat
+from comfyd.tasks import Artefact, OutputFile, OutputOptions, OutputType, PictureFormat
 
 log = structlog.get_logger("comfyd.artefacts")
 
+SPOOLED_AT_ONCE: Final = 16
+"""Files of all tasks that come from ComfyUI at the same time: after a restart hundreds may wait for that."""
 SHAPED_AT_ONCE: Final = 2
 """Files that are converted or stripped at the same time: a picture lies in memory whole meanwhile."""
 TRIES: Final = 5
@@ -93,6 +96,7 @@ class ArtefactWriter:
         self._terms = terms
         self.inline_bytes = terms.inline_bytes
         """Of the outputs of one attempt."""
+        self._spooling = asyncio.Semaphore(SPOOLED_AT_ONCE)
         self._shaping = asyncio.Semaphore(SHAPED_AT_ONCE)
         self._waiting: dict[str, str] = {}
 
@@ -107,8 +111,7 @@ class ArtefactWriter:
         configured. Raises `OutputUnavailable`, `BackendUnclear`, `StorageError`, `MediaError`.
         """
         async with self._scratch.file() as raw, self._scratch.file() as made:
-            spooled = await self._spooled(file, source, raw)
-            local = spooled
+            local = spooled = await self._spooled(file, source, raw)
             if options.format is not None or options.strip:
                 local = await self._shaped(spooled, file, options, made)
             facts = await asyncio.to_thread(media.facts, local.path, local.content_type)
@@ -121,7 +124,7 @@ class ArtefactWriter:
             node_id=file.node_id,
             index=file.index,
             name=local.name,
-            type=file.type,
+            type=_type(file, local.content_type),
             content_type=local.content_type,
             size_bytes=local.size_bytes,
             sha256=local.sha256,
@@ -152,11 +155,15 @@ class ArtefactWriter:
         pause, tried, since = FIRST_PAUSE_MS, 0, self._clock.monotonic()
         while True:
             try:
-                async with source(file) as stream:
+                async with self._spooling, source(file) as stream:
                     digest = await write_stream(_WHAT, raw, stream.chunks, md5=True)
                 if digest.size_bytes == 0 and file.text is None:
                     raise OutputUnavailable(f"ComfyUI serves {file.filename} empty")
-                return _local(raw, digest, stream.content_type, PurePosixPath(file.filename).name)
+                name = PurePosixPath(file.filename).name
+                media_type = stream.content_type
+                if file.text is None:
+                    media_type = await asyncio.to_thread(_true_type, raw, name, media_type)
+                return _local(raw, digest, media_type, name)
             except BackendUnreachable as exc:
                 log.info("artefact.waits", file=file.filename, reason=exc.message)
             except StorageError as exc:  # this machine's own disk
@@ -312,6 +319,26 @@ def _shaped(local: LocalFile, file: OutputFile, options: OutputOptions, made: Pa
     if options.strip and media.strip(local.path, made):
         return _local(made, digest_of(made, md5=True), local.content_type, local.name)
     return local
+
+
+def _type(file: OutputFile, media_type: str) -> OutputType:
+    """What it is in the words of the API: by its name, and by its content where that says otherwise."""
+    major = media_type.partition("/")[0]
+    if file.text is None and major in {"image", "video", "audio"}:
+        return OutputType(major)
+    shown = {OutputType.IMAGE, OutputType.VIDEO, OutputType.AUDIO}
+    return OutputType.FILE if file.type in shown else file.type
+
+
+def _true_type(path: Path, name: str, named: str) -> str:
+    """The media type by the name, unless the content is of another kind altogether; for a thread."""
+    try:
+        found = media.sniff(path, name)
+    except MediaError:
+        return named
+    # the frames of an mp3 begin like much else: its word counts less than a name's
+    other = found.kind in {"image", "video"} and found.kind != named.partition("/")[0]
+    return found.content_type if other or found.content_type == "text/html" else named
 
 
 def _local(path: Path, digest: Digest, media_type: str, name: str) -> LocalFile:

@@ -12,6 +12,7 @@ from comfyd.clock import Clock
 from comfyd.comfy.backend import Backend
 from comfyd.control import Control
 from comfyd.errors import Conflict, TaskNotFound
+from comfyd.forgetting import Forgetter
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
 from comfyd.store.base import Store
@@ -83,6 +84,20 @@ class UploadSweep:
         gone = await self._uploads.sweep(self._store.unused_uploads, BATCH)
         if gone:
             log.info("uploads.forgot", files=gone)
+        return 0 if gone == BATCH else RETENTION_EVERY_MS
+
+
+class Leftovers:
+    """Deletes files of forgotten tasks whose storage did not do it at once."""
+
+    def __init__(self, forgetter: Forgetter) -> None:
+        self._forgetter = forgetter
+
+    async def step(self) -> int:
+        """Try one batch."""
+        gone = await self._forgetter.leftovers(BATCH)
+        if gone:
+            log.info("leftovers.deleted", files=gone)
         return 0 if gone == BATCH else RETENTION_EVERY_MS
 
 

@@ -759,6 +759,39 @@ async def test_a_file_that_is_dropped_while_it_is_converted_leaves_none_behind(
                 storage.kept.clear()
 
 
+HTML = b"<!DOCTYPE html><html><body><script>alert(1)</script></body></html>"
+
+
+@pytest.mark.parametrize(
+    ("filename", "data", "announced", "kind", "media_type"),
+    [
+        ("a.png", png(), "image/png", OutputType.IMAGE, "image/png"),
+        ("a", png(), "application/octet-stream", OutputType.IMAGE, "image/png"),
+        ("a.html", png(), "text/html", OutputType.IMAGE, "image/png"),
+        ("a.png", HTML, "image/png", OutputType.FILE, "text/html"),
+        (
+            "a.bin",
+            b"\x00\x01\x02\x03",
+            "application/octet-stream",
+            OutputType.FILE,
+            "application/octet-stream",
+        ),
+        ("a.txt", b"just text", "text/plain; charset=utf-8", OutputType.TEXT, "text/plain; charset=utf-8"),
+    ],
+)
+async def test_what_an_output_is_its_content_says(
+    tmp_path: Path, filename: str, data: bytes, announced: str, kind: OutputType, media_type: str
+) -> None:
+    named = {"png": OutputType.IMAGE, "txt": OutputType.TEXT}.get(
+        filename.rpartition(".")[2], OutputType.FILE
+    )
+    file = output_file(filename, type=named)
+    async with writing(tmp_path, Failing()) as parts:
+        source = Backend(data, content_type=announced)
+        artefact = await parts.writer.write("t/1", file, OutputOptions(), source)
+    assert (artefact.type, artefact.content_type) == (kind, media_type)
+
+
 class Healing(HandClock):
     """A clock under which the disk has room again as soon as somebody waits."""
 

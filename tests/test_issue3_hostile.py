@@ -1,6 +1,7 @@
 """comfyd as a process, against clients and storages that mean it no good; each test is one such thing."""
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import AsyncIterator
@@ -19,6 +20,8 @@ from tests.support.sources import Sources, open_sources, png
 
 WORKERS = 32
 """By default."""
+WAITING = 120
+"""Results for a storage that is down."""
 
 
 @pytest.fixture
@@ -162,6 +165,45 @@ async def test_ten_large_inputs_at_once_take_at_most_32_megabytes(
             task = await client.ended((await client.submit(loading(urls, f"t{turn}")))["task_id"])
             assert task["status"] == "COMPLETED"
         assert resident(process, "VmHWM") - idle <= 32 << 20
+
+
+async def test_a_restart_does_not_bring_every_waiting_result_here_at_once(tmp_path: Path) -> None:
+    nobody = {
+        "COMFYD__STORAGE__PROVIDER": "s3",
+        "COMFYD__STORAGE__S3__BUCKET": "results",
+        "COMFYD__STORAGE__S3__ENDPOINT": f"http://127.0.0.1:{free_port()}",
+        "COMFYD__STORAGE__S3__ACCESS_KEY": "key",
+        "COMFYD__STORAGE__S3__SECRET_KEY": "secret",
+    }
+    async with (
+        Simulator(SimulatorOptions(output_bytes=4_000_000)) as large,
+        running(tmp_path, large, **nobody) as (process, client),
+    ):
+        idle = resident(process, "VmRSS")
+        for number in range(WAITING):
+            await client.submit(colored(100 + number))
+        await all_waiting(tmp_path / "data" / "tmp")
+        assert resident(process, "VmHWM") - idle <= 32 << 20
+        assert await asyncio.to_thread(process.terminate) == 0
+        await asyncio.to_thread(process.start)
+        await all_waiting(tmp_path / "data" / "tmp")
+        assert resident(process, "VmHWM") - idle <= 64 << 20
+
+
+async def all_waiting(folder: Path) -> None:
+    """Until every result lies here whole."""
+    async with asyncio.timeout(40):
+        while sum(size >= 4_000_000 for size in sizes(folder)) < WAITING:
+            await asyncio.sleep(0.1)
+
+
+def sizes(folder: Path) -> list[int]:
+    """Of the files in a folder, some of which may go meanwhile."""
+    found = []
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(path.stat().st_size)
+    return found
 
 
 def resident(process: ComfydProcess, field: str) -> int:

@@ -10,8 +10,9 @@ import pytest
 from comfyd.catalog import Catalog
 from comfyd.config import InputsConfig
 from comfyd.control import Control
+from comfyd.errors import FileNotFound, StorageError
 from comfyd.forgetting import Forgetter
-from comfyd.maintenance import BATCH, RETENTION_EVERY_MS, Retention, Templates
+from comfyd.maintenance import BATCH, RETENTION_EVERY_MS, Leftovers, Retention, Templates
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
 from comfyd.queue import TaskQueue
@@ -117,6 +118,47 @@ async def test_the_oldest_go_when_there_are_too_many_bytes(
     assert await chores(store, forgetter, clock, 0, keep_bytes=2).step() == RETENTION_EVERY_MS
     assert await store.artefact_bytes() == 2
     assert [await store.get(task_id) is None for task_id in tasks] == [True, True, True, False, False]
+
+
+async def test_files_whose_storage_was_down_at_their_deletion_go_later(
+    store: Store, files: LocalStorage, forgetter: Forgetter
+) -> None:
+    clock = HandClock()
+    task_id = await end_one(store, files, clock, 1)
+    away = Forgetter(store, only(Away()), forgetter._uploads)  # noqa: SLF001 - the same uploads
+    await Control(store, away, TaskQueue(store, clock), Board(), Metrics(), clock).delete(task_id)
+    key = f"{task_id}/1/a.png"
+    assert await store.unwanted_files(10) == (("local", key),)
+    assert await Leftovers(away).step() == RETENTION_EVERY_MS
+    assert await exists(files, key)
+    assert await Leftovers(forgetter).step() == RETENTION_EVERY_MS
+    assert not await exists(files, key)
+    assert await store.unwanted_files(10) == ()
+
+
+class Away:
+    """A storage that is down."""
+
+    async def delete(self, key: str) -> None:
+        """See `Storage`."""
+        raise StorageError(f"cannot reach it to delete {key}")
+
+
+async def exists(files: LocalStorage, key: str) -> bool:
+    try:
+        async with files.open(key):
+            return True
+    except FileNotFound:
+        return False
+
+
+async def test_what_was_deleted_at_once_is_not_tried_again(
+    store: Store, files: LocalStorage, forgetter: Forgetter
+) -> None:
+    clock = HandClock()
+    task_id = await end_one(store, files, clock, 1)
+    await Control(store, forgetter, TaskQueue(store, clock), Board(), Metrics(), clock).delete(task_id)
+    assert await store.unwanted_files(10) == ()
 
 
 async def test_a_task_that_cannot_be_forgotten_does_not_stop_the_others(

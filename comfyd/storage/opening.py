@@ -105,24 +105,27 @@ class Storages:
                 self._opened[name] = await self._stack.enter_async_context(opening)
         return self._opened[name]
 
-    async def delete(self, files: Sequence[tuple[str, str]]) -> None:
-        """Delete files, each by its storage's name and its key. What cannot be deleted is logged and left.
+    async def delete(self, files: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Delete files, each by its storage's name and its key; those that are gone. The rest is logged.
 
         A storage that says nothing is not asked again and again.
         """
         silent: set[str] = set()
+        gone: list[tuple[str, str]] = []
         for name, key in files:
             reason = f"{name} does not answer"
             if name not in silent:
                 try:
                     async with asyncio.timeout(DELETE_SECONDS):
                         await (await self.get(name)).delete(key)
+                    gone.append((name, key))
                     continue
                 except TimeoutError:
                     silent.add(name)
                 except ComfydError as exc:
                     reason = exc.message
             log.warning("file.left", storage=name, key=key, reason=reason)
+        return gone
 
 
 @asynccontextmanager

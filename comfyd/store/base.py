@@ -112,6 +112,12 @@ class Store(Protocol):
     async def artefact_bytes(self) -> int:
         """The bytes of all artefacts of all tasks."""
 
+    async def unwanted_files(self, limit: int) -> tuple[tuple[str, str], ...]:
+        """Some files (storage, key) whose artefact is gone and that may still be there, in no order."""
+
+    async def files_gone(self, files: Sequence[tuple[str, str]]) -> None:
+        """These files have been deleted from their storage."""
+
     async def run_times(self, shape: str) -> RunTimes | None:
         """What past runs of this shape took; None before the first success."""
 

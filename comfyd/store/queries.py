@@ -228,3 +228,11 @@ def unused_uploads(db: Database, files: Sequence[str]) -> tuple[str, ...]:
 def artefact_bytes(db: Database) -> int:
     """See `Store.artefact_bytes`."""
     return int(db.execute("SELECT size_bytes FROM artefact_bytes").fetchone()[0])
+
+
+def unwanted_files(db: Database, limit: int) -> tuple[tuple[str, str], ...]:
+    """See `Store.unwanted_files`. In no order, so that those of a storage that is gone hold up no others."""
+    rows = db.execute(
+        "SELECT storage, key FROM unwanted_files ORDER BY random() LIMIT ?", (limit,)
+    ).fetchall()
+    return tuple((row[0], row[1]) for row in rows)

@@ -25,3 +25,13 @@ BEGIN UPDATE artefact_bytes SET size_bytes = size_bytes + NEW.size_bytes WHERE o
 
 CREATE TRIGGER artefacts_counted_out AFTER DELETE ON artefacts
 BEGIN UPDATE artefact_bytes SET size_bytes = size_bytes - OLD.size_bytes WHERE one = 1; END;
+
+-- Files whose row is gone, until their storage has deleted them: it may be down at that moment.
+CREATE TABLE unwanted_files (
+    storage TEXT NOT NULL,
+    key     TEXT NOT NULL,
+    PRIMARY KEY (storage, key)
+) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER artefacts_unwanted AFTER DELETE ON artefacts
+BEGIN INSERT OR IGNORE INTO unwanted_files VALUES (OLD.storage, OLD.key); END;

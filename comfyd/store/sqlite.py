@@ -214,6 +214,14 @@ class SqliteStore:
         """See `Store.artefact_bytes`."""
         return await self._read(queries.artefact_bytes)
 
+    async def unwanted_files(self, limit: int) -> tuple[tuple[str, str], ...]:
+        """See `Store.unwanted_files`."""
+        return await self._read(lambda db: queries.unwanted_files(db, limit))
+
+    async def files_gone(self, files: Sequence[tuple[str, str]]) -> None:
+        """See `Store.files_gone`."""
+        await self._commits.submit(lambda db: transitions.files_gone(db, files))
+
     async def run_times(self, shape: str) -> RunTimes | None:
         """See `Store.run_times`."""
         return await self._read(lambda db: queries.run_times(db, shape))

@@ -4,6 +4,7 @@ Each runs alone on the one writing connection, inside its own savepoint: what it
 and an exception undoes all of it.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -278,6 +279,11 @@ def delete(db: Database, task_id: str) -> Task | None:
     task = task_of(db, number)
     db.execute("DELETE FROM tasks WHERE number = ?", (number,))
     return task
+
+
+def files_gone(db: Database, files: Sequence[tuple[str, str]]) -> None:
+    """See `Store.files_gone`."""
+    db.executemany("DELETE FROM unwanted_files WHERE storage = ? AND key = ?", files)
 
 
 def _ended(db: Database, task_id: str, what: str) -> int | None:

@@ -154,7 +154,7 @@ async def test_disk_without_write_ahead_log_is_refused(path: Path) -> None:
 BACK_TO_1 = """
 DROP TRIGGER artefacts_counted_in;
 DROP TRIGGER artefacts_counted_out;
-DROP TABLE artefact_bytes;
+DROP TABLE artefact_bytes; DROP TRIGGER artefacts_unwanted; DROP TABLE unwanted_files;
 DROP TABLE task_uploads;
 ALTER TABLE artefacts DROP COLUMN location;
 ALTER TABLE artefacts DROP COLUMN data;
