@@ -153,19 +153,7 @@ def wire(ground: Ground) -> Service:
     queue = TaskQueue(store, clock)
     forgetter = Forgetter(store, ground.storages, ground.uploads)
     control = Control(store, forgetter, queue, board, metrics, clock)
-    renderer = Renderer(ground.catalog, random.SystemRandom(), graph_limits(config.limits))
-    checker = GraphChecker(ground.backends, clock)
-    intake = Intake(checker, ground.outbound.guard, ground.uploads, store)
-    terms = Terms.of(config.queue, config.limits, config.storage)
-    fetcher = Fetcher(config.inputs, ground.outbound, clock)
-    stager = Stager(fetcher, ground.uploads, ground.scratch, metrics, config.inputs)
-    storing = StoringTerms(
-        retry_ms=round(config.storage.retry_for * 1000),
-        inline_bytes=config.limits.inline_bytes,
-    )
-    writer = ArtefactWriter(ground.storages, ground.scratch, health, metrics, clock, storing)
-    backends = {backend.name: backend for backend in ground.backends}
-    executor = Executor(store, backends, stager, writer, board, metrics, clock)
+    executor = _executor(ground, board, metrics, health)
     retries = RetryPolicy(
         first_ms=round(config.queue.retry_delay * 1000), most_ms=round(config.queue.retry_delay_max * 1000)
     )
@@ -179,7 +167,7 @@ def wire(ground: Ground) -> Service:
         links=Links(ground.storages, ground.signer),
         uploads=ground.uploads,
         board=board,
-        submission=Submission(renderer, intake, store, queue, clock, terms),
+        submission=_submission(ground, queue),
         control=control,
         estimator=Estimator(store, board, clock, len(ground.backends)),
         catalog=ground.catalog,
@@ -200,6 +188,29 @@ def wire(ground: Ground) -> Service:
             for number in range(config.queue.workers)
         ),
     )
+
+
+def _submission(ground: Ground, queue: TaskQueue) -> Submission:
+    """Leg 1, from a request to its row."""
+    config, clock, store = ground.config, ground.clock, ground.store
+    renderer = Renderer(ground.catalog, random.SystemRandom(), graph_limits(config.limits))
+    checker = GraphChecker(ground.backends, clock)
+    intake = Intake(checker, ground.outbound.guard, ground.uploads, store)
+    terms = Terms.of(config.queue, config.limits, config.storage)
+    return Submission(renderer, intake, store, queue, clock, terms)
+
+
+def _executor(ground: Ground, board: Board, metrics: Metrics, health: Health) -> Executor:
+    """Leg 2, from a claim to its outcome."""
+    config, clock = ground.config, ground.clock
+    fetcher = Fetcher(config.inputs, ground.outbound, clock)
+    stager = Stager(fetcher, ground.uploads, ground.scratch, metrics, config.inputs)
+    terms = StoringTerms(
+        retry_ms=round(config.storage.retry_for * 1000), inline_bytes=config.limits.inline_bytes
+    )
+    writer = ArtefactWriter(ground.storages, ground.scratch, health, metrics, clock, terms)
+    backends = {backend.name: backend for backend in ground.backends}
+    return Executor(ground.store, backends, stager, writer, board, metrics, clock)
 
 
 def _chores(state: State, forgetter: Forgetter) -> tuple[Loop, ...]:
