@@ -118,6 +118,14 @@ class SeaweedServer:
         uploads = self.client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", [])
         return [item["Key"] for item in objects] + [f"{item['Key']} (unfinished)" for item in uploads]
 
+    def has_a_part(self, bucket: str, prefix: str) -> bool:
+        """Whether a part of an unfinished upload below the prefix arrived: its client knows the upload."""
+        uploads = self.client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", [])
+        return any(
+            self.client.list_parts(Bucket=bucket, Key=item["Key"], UploadId=item["UploadId"]).get("Parts")
+            for item in uploads
+        )
+
     @cached_property
     def client(self) -> Any:
         """A client that knows nothing of comfyd; for any thread, until the block ends."""
