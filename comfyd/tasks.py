@@ -134,6 +134,30 @@ class OutputOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Whether small outputs are shown in the task itself."""
 
 
+class EventType(StrEnum):
+    """What a webhook can be told of, in the words of the API."""
+
+    STARTED = "task.started"
+    OUTPUT = "task.output"
+    COMPLETED = "task.completed"
+    FAILED = "task.failed"
+    CANCELED = "task.canceled"
+
+
+TERMINAL_EVENTS: Final = {
+    Status.SUCCEEDED: EventType.COMPLETED,
+    Status.FAILED: EventType.FAILED,
+    Status.CANCELED: EventType.CANCELED,
+}
+
+
+class Webhook(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a client wants to hear of its task, and of what."""
+
+    url: str
+    events: tuple[EventType, ...] = (EventType.COMPLETED, EventType.FAILED, EventType.CANCELED)
+
+
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One run of a task on one backend. `id` is ComfyUI's `prompt_id` and the fence of every write."""
 
@@ -186,6 +210,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     error: TaskError | None = None
     artefacts: tuple[Artefact, ...] = ()
     attempts: tuple[Attempt, ...] = ()
+    webhook: Webhook | None = None
 
 
 class NewTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -205,6 +230,7 @@ class NewTask(msgspec.Struct, frozen=True, kw_only=True):
     key_id: str | None = None
     uploads: tuple[str, ...] = ()
     """The uploaded files that the graph names: kept as long as the task."""
+    webhook: Webhook | None = None
 
 
 class IdempotencyKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,6 +246,13 @@ class Added(msgspec.Struct, frozen=True, kw_only=True):
 
     task: Task
     replayed: bool
+
+
+class CancelResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a cancel has come to: the task, and whether it ended just now and by that."""
+
+    task: Task
+    ended: bool
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, order=True):
@@ -304,6 +337,8 @@ class Interrupted(msgspec.Struct, frozen=True, kw_only=True):
 
     reason: Interruption
     message: str
+    details: JsonObject = {}
+    """Set where it is not sure that nothing ran: a repeat of the same waits."""
 
 
 Outcome = Succeeded | Failed | Canceled | Interrupted

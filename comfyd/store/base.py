@@ -3,9 +3,18 @@
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from comfyd.deliveries import (
+    Delivery,
+    DeliveryFilter,
+    DeliveryPage,
+    DeliveryStatus,
+    DeliveryTry,
+    DueDeliveries,
+)
 from comfyd.tasks import (
     Added,
     Attempt,
+    CancelResult,
     Claim,
     Graph,
     IdempotencyKey,
@@ -58,10 +67,14 @@ class Store(Protocol):
     async def ready(self, now: int, limit: int) -> ReadyPage:
         """The `limit` most urgent queued tasks with `available_at <= now`, in order."""
 
+    async def make_due(self, after: int, now: int, limit: int) -> int:
+        """Let queued tasks with `available_at > after` be due at `now`; how many, `limit` at most."""
+
     async def claim(self, task_id: str, attempt_id: str, now: int) -> Claim | None:
         """Take the task if it is queued, due, and not canceled: {queued -> running, attempt claimed}.
 
         None if somebody else was first. Need not be synced: a claim lost in a crash is a task still queued.
+        The first claim of a task owes `task.started` to its webhook.
         """
 
     async def record(self, attempt: Attempt) -> None:
@@ -75,12 +88,16 @@ class Store(Protocol):
         """Apply the transition, end the attempt, keep the artefacts, learn the run time; one transaction.
 
         A task that goes back to the queue keeps its `seq`, so it is first among its equals. If a cancel came
-        since the decision, it becomes canceled instead. Raises `StaleClaim` unless the attempt is the live
-        one of its task.
+        since the decision, it becomes canceled instead, and keeps no artefacts. Raises `StaleClaim` unless
+        the attempt is the live one of its task. A task that ends owes its webhook what that wants to hear,
+        in the same transaction: `task.output` for each artefact, then the terminal event.
         """
 
-    async def cancel(self, task_id: str, now: int) -> Task | None:
-        """A queued task becomes canceled, a running one gets `cancel_requested_at`, an ended one stays."""
+    async def cancel(self, task_id: str, now: int) -> CancelResult | None:
+        """A queued task becomes canceled, a running one gets `cancel_requested_at`, an ended one stays.
+
+        One that becomes canceled owes its webhook `task.canceled`, in the same transaction.
+        """
 
     async def retry(self, task_id: str, now: int) -> Task | None:
         """Queue an ended task again, behind its equals, with fresh counters. `Conflict` if it has not ended.
@@ -88,8 +105,12 @@ class Store(Protocol):
         Its attempts stay on record; its artefacts are forgotten (their files are the caller's to delete).
         """
 
-    async def delete(self, task_id: str) -> Task | None:
-        """Forget an ended task wholly and return what it was. Raises `Conflict` if it has not ended."""
+    async def delete(self, task_id: str, *, ended_before: int | None = None) -> Task | None:
+        """Forget an ended task wholly, with what it still owes, and return what it was.
+
+        Raises `Conflict` if it has not ended; with `ended_before` also if that was not before this moment, or
+        if it owes its webhook something.
+        """
 
     async def live(self) -> tuple[Claim, ...]:
         """Every running task with its live attempt, most urgent first: what a new process has to take up."""
@@ -101,7 +122,35 @@ class Store(Protocol):
         """How many queued and due tasks will be claimed before this queued one; `AHEAD_MOST` at most."""
 
     async def ended_before(self, moment: int, limit: int) -> tuple[str, ...]:
-        """Ids of ended tasks with `completed_at < moment`, oldest first."""
+        """Ids of ended tasks with `completed_at < moment` that owe their webhook nothing, oldest first."""
+
+    async def ended_attempts(self, attempt_ids: Sequence[str]) -> tuple[str, ...]:
+        """Those of these ids that are attempts of ours and have ended."""
+
+    async def due_deliveries(self, now: int, limit: int, busy: Sequence[str]) -> DueDeliveries:
+        """Pending deliveries with `next_at <= now` whose endpoint is none of these, longest waiting first."""
+
+    async def record_try(
+        self, taken: Delivery, made: DeliveryTry, status: DeliveryStatus, next_at: int | None, now: int
+    ) -> None:
+        """Keep one try and what follows from it; nothing for a delivery that is gone with its task.
+
+        `taken` is the delivery as it was when the try began: if it has ended or was asked for anew since, the
+        try alone is kept. `made.number` is the store's to give. `next_at` is set when and only when it stays
+        pending.
+        """
+
+    async def make_deliveries_due(self, after: int, now: int, limit: int) -> int:
+        """Let pending deliveries with `next_at > after` be due at `now`; how many, `limit` at most."""
+
+    async def delivery(self, delivery_id: str) -> Delivery | None:
+        """One delivery with its tries, oldest first."""
+
+    async def list_deliveries(self, wanted: DeliveryFilter, cursor: str | None, limit: int) -> DeliveryPage:
+        """Deliveries newest first, with their tries. `MalformedRequest` for a foreign cursor."""
+
+    async def redeliver(self, delivery_id: str, now: int) -> Delivery | None:
+        """Make a delivery pending and due again, whatever became of it; its tries stay on record."""
 
     async def uploads(self, task_id: str) -> tuple[str, ...]:
         """The uploaded files that the task's graph names; none if there is no such task."""

@@ -8,11 +8,15 @@ import binascii
 from collections.abc import Sequence
 from typing import Any, Final
 
+from comfyd.deliveries import Delivery, DeliveryFilter, DeliveryPage, DueDeliveries
 from comfyd.errors import MalformedRequest
 from comfyd.store.base import AHEAD_MOST
 from comfyd.store.rows import (
     Database,
     claim_of,
+    deliveries_of,
+    delivery_number_of,
+    delivery_of,
     kept_under,
     number_of,
     object_of,
@@ -33,7 +37,11 @@ from comfyd.tasks import (
     TaskPage,
 )
 
-_CURSOR_PREFIX: Final = b"n"
+LOOKED_THROUGH: Final = 1000
+"""How many due deliveries are looked through in order of time before they are sought endpoint by endpoint."""
+
+_OF_TASKS: Final = b"n"
+_OF_DELIVERIES: Final = b"d"
 _LARGEST: Final = 2**63 - 1
 
 
@@ -59,12 +67,18 @@ def graph(db: Database, task_id: str) -> Graph | None:
 def list_tasks(db: Database, wanted: TaskFilter, before: int | None, limit: int) -> TaskPage:
     """See `Store.list_tasks`; `before` is the decoded cursor."""
     sql, parameters = _list_statement(wanted, before)
+    page, last = _page(db, sql, parameters, limit)
+    return TaskPage(
+        tasks=tasks_of(db, page, data=False),
+        next_cursor=None if last is None else _encode_cursor(_OF_TASKS, last),
+    )
+
+
+def _page(db: Database, sql: str, parameters: Sequence[Any], limit: int) -> tuple[Sequence[int], int | None]:
+    """The first `limit` rows that the statement gives, and the last of them if more rows follow."""
     numbers = [row[0] for row in db.execute(sql, (*parameters, limit + 1)).fetchall()]
     page = numbers[:limit]
-    more = len(numbers) > limit and bool(page)
-    return TaskPage(
-        tasks=tasks_of(db, page, data=False), next_cursor=encode_cursor(page[-1]) if more else None
-    )
+    return page, page[-1] if page and len(numbers) > limit else None
 
 
 def _list_statement(wanted: TaskFilter, before: int | None) -> tuple[str, list[Any]]:
@@ -102,29 +116,36 @@ def _list_statement(wanted: TaskFilter, before: int | None) -> tuple[str, list[A
     return " ".join(words), parameters
 
 
-def encode_cursor(number: int) -> str:
+def _encode_cursor(prefix: bytes, number: int) -> str:
     """The place after this row as a word that a client hands back."""
-    return base64.urlsafe_b64encode(_CURSOR_PREFIX + str(number).encode()).decode().rstrip("=")
+    return base64.urlsafe_b64encode(prefix + str(number).encode()).decode().rstrip("=")
 
 
-def decode_cursor(cursor: str | None) -> int | None:
-    """The row that the cursor stands after. Raises `MalformedRequest` if it is not one of ours."""
+def task_cursor(cursor: str | None) -> int | None:
+    """The task that the cursor stands after. Raises `MalformedRequest` for a foreign cursor."""
+    return _decode_cursor(_OF_TASKS, cursor)
+
+
+def delivery_cursor(cursor: str | None) -> int | None:
+    """The delivery that the cursor stands after. Raises `MalformedRequest` for a foreign cursor."""
+    return _decode_cursor(_OF_DELIVERIES, cursor)
+
+
+def _decode_cursor(prefix: bytes, cursor: str | None) -> int | None:
     if cursor is None:
         return None
     try:
         word = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as exc:
         raise _not_a_cursor() from exc
-    digits = word.removeprefix(_CURSOR_PREFIX)
+    digits = word.removeprefix(prefix)
     if digits == word or not digits.isdigit() or len(digits) > len(str(_LARGEST)) or int(digits) > _LARGEST:
         raise _not_a_cursor()
     return int(digits)
 
 
 def _not_a_cursor() -> MalformedRequest:
-    return MalformedRequest(
-        "the cursor is not one that a list gave; leave it out to begin at the newest task"
-    )
+    return MalformedRequest("the cursor is not one that this list gave; leave it out to begin at the newest")
 
 
 def ready(db: Database, now: int, limit: int) -> ReadyPage:
@@ -181,12 +202,118 @@ def ended_before(db: Database, moment: int, limit: int) -> tuple[str, ...]:
     """See `Store.ended_before`."""
     rows = db.execute(
         """
-        SELECT id FROM tasks INDEXED BY tasks_ended
-        WHERE completed_at IS NOT NULL AND completed_at < ? ORDER BY completed_at, number LIMIT ?
+        SELECT id FROM tasks AS t INDEXED BY tasks_ended
+        WHERE completed_at IS NOT NULL AND completed_at < ?
+            AND NOT EXISTS (SELECT 1 FROM deliveries INDEXED BY deliveries_task
+                            WHERE task = t.number AND status = 'pending')
+        ORDER BY completed_at, number LIMIT ?
         """,
         (moment, limit),
     ).fetchall()
     return tuple(task_id for (task_id,) in rows)
+
+
+def ended_attempts(db: Database, attempt_ids: Sequence[str]) -> tuple[str, ...]:
+    """See `Store.ended_attempts`."""
+    rows = db.execute(
+        """
+        SELECT a.id FROM json_each(?) AS wanted CROSS JOIN attempts AS a ON a.id = wanted.value
+        WHERE a.ended_at IS NOT NULL ORDER BY wanted.key
+        """,
+        (text_of(attempt_ids),),
+    ).fetchall()
+    return tuple(attempt_id for (attempt_id,) in rows)
+
+
+def due_deliveries(db: Database, now: int, limit: int, busy: Sequence[str]) -> DueDeliveries:
+    """See `Store.due_deliveries`; `next_due` looks at every endpoint, so that one may turn out to be busy.
+
+    In order of time first, which finds at once what is due at many endpoints. Where thousands wait for the
+    busy ones, what stands behind them is sought endpoint by endpoint instead.
+    """
+    looked_through = max(LOOKED_THROUGH, limit)
+    rows = db.execute(
+        """
+        SELECT number, endpoint FROM deliveries INDEXED BY deliveries_due
+        WHERE status = 'pending' AND next_at <= ? ORDER BY next_at, number LIMIT ?
+        """,
+        (now, looked_through),
+    ).fetchall()
+    passed = frozenset(busy)
+    numbers = [number for number, endpoint in rows if endpoint not in passed][:limit]
+    if len(numbers) < limit and len(rows) == looked_through:
+        numbers = _due_by_endpoint(db, now, limit, busy)
+    (next_due,) = db.execute(
+        """
+        SELECT min(next_at) FROM deliveries INDEXED BY deliveries_due
+        WHERE status = 'pending' AND next_at > ?
+        """,
+        (now,),
+    ).fetchone()
+    return DueDeliveries(entries=deliveries_of(db, numbers), next_due=next_due)
+
+
+def _due_by_endpoint(db: Database, now: int, limit: int, busy: Sequence[str]) -> list[int]:
+    """Rows that are due, the longest waiting first, without a step onto any row of a busy endpoint.
+
+    One leap in the index leads from each endpoint to the next. The `limit` longest waiting deliveries belong
+    to the `limit` endpoints whose first one has waited longest.
+    """
+    endpoints = db.execute(
+        """
+        WITH RECURSIVE endpoints (endpoint) AS (
+            SELECT min(endpoint) FROM deliveries INDEXED BY deliveries_endpoint WHERE status = 'pending'
+            UNION ALL
+            SELECT (SELECT min(d.endpoint) FROM deliveries AS d INDEXED BY deliveries_endpoint
+                    WHERE d.status = 'pending' AND d.endpoint > endpoints.endpoint)
+            FROM endpoints WHERE endpoints.endpoint IS NOT NULL)
+        SELECT e.endpoint FROM endpoints AS e CROSS JOIN deliveries AS first ON first.number = (
+            SELECT d.number FROM deliveries AS d INDEXED BY deliveries_endpoint
+            WHERE d.status = 'pending' AND d.endpoint = e.endpoint ORDER BY d.next_at, d.number LIMIT 1)
+        WHERE e.endpoint NOT IN (SELECT value FROM json_each(?)) AND first.next_at <= ?
+        ORDER BY first.next_at, first.number LIMIT ?
+        """,
+        (text_of(busy), now, limit),
+    ).fetchall()
+    due = [
+        row
+        for (endpoint,) in endpoints
+        for row in db.execute(
+            """
+            SELECT next_at, number FROM deliveries INDEXED BY deliveries_endpoint
+            WHERE status = 'pending' AND endpoint = ? AND next_at <= ? ORDER BY next_at, number LIMIT ?
+            """,
+            (endpoint, now, limit),
+        ).fetchall()
+    ]
+    return [number for _, number in sorted(due)[:limit]]
+
+
+def delivery(db: Database, delivery_id: str) -> Delivery | None:
+    """See `Store.delivery`."""
+    number = delivery_number_of(db, delivery_id)
+    return None if number is None else delivery_of(db, number)
+
+
+def list_deliveries(db: Database, wanted: DeliveryFilter, before: int | None, limit: int) -> DeliveryPage:
+    """See `Store.list_deliveries`; `before` is the decoded cursor."""
+    words = ["SELECT number FROM deliveries WHERE true"]
+    parameters: list[Any] = []
+    for condition, value in (
+        ("task = (SELECT number FROM tasks WHERE id = ?)", wanted.task_id),
+        ("status = ?", wanted.status),
+        ("key_id = ?", wanted.key_id),
+        ("number < ?", before),
+    ):
+        if value is not None:
+            words.append(f"AND {condition}")
+            parameters.append(value if isinstance(value, int) else str(value))
+    words.append("ORDER BY number DESC LIMIT ?")
+    page, last = _page(db, " ".join(words), parameters, limit)
+    return DeliveryPage(
+        deliveries=deliveries_of(db, page),
+        next_cursor=None if last is None else _encode_cursor(_OF_DELIVERIES, last),
+    )
 
 
 def run_times(db: Database, shape: str) -> RunTimes | None:

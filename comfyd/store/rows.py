@@ -8,11 +8,13 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from comfyd.deliveries import Delivery, DeliveryStatus, DeliveryTry
 from comfyd.errors import IdempotencyKeyReuse
 from comfyd.tasks import (
     Artefact,
     Attempt,
     Claim,
+    EventType,
     IdempotencyKey,
     JsonObject,
     OutputFile,
@@ -23,6 +25,7 @@ from comfyd.tasks import (
     Step,
     Task,
     TaskError,
+    Webhook,
 )
 
 
@@ -55,6 +58,8 @@ _OUTPUT: Final = msgspec.json.Decoder(OutputOptions)
 _ERROR: Final = msgspec.json.Decoder(TaskError)
 _COLLECTED: Final = msgspec.json.Decoder(tuple[OutputFile, ...])
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Any])
+_WEBHOOK: Final = msgspec.json.Decoder(Webhook)
+_SUBJECT: Final = msgspec.json.Decoder(Task)
 
 
 def text_of(value: Any) -> str:
@@ -85,7 +90,8 @@ def tasks_of(db: Database, numbers: Sequence[int], *, data: bool = True) -> tupl
         """
         SELECT t.number, t.id, t.seq, t.status, t.priority, t.workflow, t.shape, t.nodes_total, t.policy,
                t.output, t.key_id, t.created_at, t.available_at, t.started_at, t.completed_at,
-               t.cancel_requested_at, t.attempt_count, t.failures, t.suspects, t.strays, t.error, p.inputs
+               t.cancel_requested_at, t.attempt_count, t.failures, t.suspects, t.strays, t.error, p.inputs,
+               t.webhook
         FROM json_each(?) AS wanted
         CROSS JOIN tasks AS t ON t.number = wanted.value
         JOIN payloads AS p ON p.task = t.number
@@ -133,6 +139,7 @@ def _task(
         strays=row[19],
         error=_error(row[20]),
         inputs=None if row[21] is None else object_of(row[21]),
+        webhook=None if row[22] is None else _WEBHOOK.decode(row[22]),
         metadata=metadata,
         artefacts=tuple(artefacts),
         attempts=tuple(attempts),
@@ -269,3 +276,73 @@ def kept_under(db: Database, key: IdempotencyKey) -> Task | None:
     if row[1] != key.body_sha256:
         raise IdempotencyKeyReuse("this idempotency key was used before for another request")
     return task_of(db, row[0])
+
+
+def delivery_number_of(db: Database, delivery_id: str) -> int | None:
+    """The row of a delivery."""
+    row = db.execute("SELECT number FROM deliveries WHERE id = ?", (delivery_id,)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def deliveries_of(db: Database, numbers: Sequence[int]) -> tuple[Delivery, ...]:
+    """The deliveries of these rows in this order, with their tries."""
+    wanted = text_of(numbers)
+    rows = db.execute(
+        """
+        SELECT d.number, d.subject, d.id, d.type, d.output, d.url, d.endpoint, d.created_at, d.status,
+               d.next_at, d.round, d.ended_at
+        FROM json_each(?) AS wanted CROSS JOIN deliveries AS d ON d.number = wanted.value
+        ORDER BY wanted.key
+        """,
+        (wanted,),
+    ).fetchall()
+    subjects = _subjects_of(db, {row[1] for row in rows})
+    tries = _tries_of(db, wanted)
+    return tuple(_delivery(row, subjects[row[1]], tries.get(row[0], ())) for row in rows)
+
+
+def delivery_of(db: Database, number: int) -> Delivery:
+    """The delivery of a row that is there."""
+    (delivery,) = deliveries_of(db, (number,))
+    return delivery
+
+
+def _delivery(row: Any, subject: Task, tries: Sequence[DeliveryTry]) -> Delivery:
+    return Delivery(
+        id=row[2],
+        task_id=subject.id,
+        type=EventType(row[3]),
+        output=row[4],
+        url=row[5],
+        endpoint=row[6],
+        created_at=row[7],
+        status=DeliveryStatus(row[8]),
+        next_at=row[9],
+        round=row[10],
+        ended_at=row[11],
+        subject=subject,
+        tries=tuple(tries),
+    )
+
+
+def _subjects_of(db: Database, numbers: Iterable[int]) -> dict[int, Task]:
+    """Each is read once, however many deliveries share it."""
+    rows = db.execute(
+        "SELECT number, value FROM subjects WHERE number IN (SELECT value FROM json_each(?))",
+        (text_of(list(numbers)),),
+    ).fetchall()
+    return {number: _SUBJECT.decode(value) for number, value in rows}
+
+
+def _tries_of(db: Database, wanted: str) -> dict[int, list[DeliveryTry]]:
+    found: dict[int, list[DeliveryTry]] = {}
+    for row in db.execute(
+        """
+        SELECT delivery, number, at, duration_ms, status, error FROM delivery_tries
+        WHERE delivery IN (SELECT value FROM json_each(?)) ORDER BY delivery, number
+        """,
+        (wanted,),
+    ).fetchall():
+        made = DeliveryTry(number=row[1], at=row[2], duration_ms=row[3], status=row[4], error=row[5])
+        found.setdefault(row[0], []).append(made)
+    return found

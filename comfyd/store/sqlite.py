@@ -1,32 +1,47 @@
-"""The store in one SQLite file: opening, one writing and one reading connection, errors; never a decision.
+"""The store in one SQLite file: its verbs, batches and snapshots; never a decision.
 
-The statements are in `transitions.py` (writes) and `queries.py` (reads), the gathering of writes is in
-`writer.py`; this module alone speaks to the driver. Writes go through one connection, each batch as one
-transaction in one visit to that connection's thread. Reads go through another connection that cannot write,
-one visit per verb; they see all that was committed before they began.
+The statements are in `transitions.py` and `outbox.py` (writes) and `queries.py` (reads), the gathering of
+writes is in `writer.py`, the file and its connections are `database.py`'s. Writes go through one connection,
+each batch as one transaction in one visit to that connection's thread. Reads go through another connection
+that cannot write, one visit per verb; they see all that was committed before they began.
 """
 
 import asyncio
-import fcntl
-import os
 import sqlite3
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
-from importlib import resources
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
-import aiosqlite
 import msgspec
 
-from comfyd.errors import ComfydError, InsufficientStorage, StoreError, StoreUnavailable
-from comfyd.store import queries, transitions
+from comfyd.deliveries import (
+    Delivery,
+    DeliveryFilter,
+    DeliveryPage,
+    DeliveryStatus,
+    DeliveryTry,
+    DueDeliveries,
+)
+from comfyd.errors import ComfydError, StoreUnavailable
+from comfyd.store import outbox, queries, transitions
+from comfyd.store.database import (
+    BROKEN,
+    Connection,
+    connected,
+    damage,
+    exclusive,
+    open_reader,
+    open_writer,
+    primary_code,
+    translated,
+)
 from comfyd.store.rows import Database
 from comfyd.store.writer import GroupCommit, Operation, Result
 from comfyd.tasks import (
     Added,
     Attempt,
+    CancelResult,
     Claim,
     Graph,
     IdempotencyKey,
@@ -42,64 +57,8 @@ from comfyd.tasks import (
 
 T = TypeVar("T")
 
-MIGRATIONS: Final = ("schema.sql", "schema_2.sql")
-"""The file that leads from each schema version to the next; new ones go to the end, none is ever changed."""
-
-CHECKED_BYTES: Final = 16 * 1024 * 1024
-"""Up to this size a file is checked whole at the start; a large one would delay it by seconds."""
-
-_PRAGMAS: Final = (
-    "PRAGMA busy_timeout = 5000",
-    "PRAGMA foreign_keys = ON",
-    "PRAGMA temp_store = MEMORY",
-    "PRAGMA mmap_size = 0",
-    "PRAGMA trusted_schema = OFF",
-)
-_FULL: Final = frozenset({sqlite3.SQLITE_FULL})
-_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN})
-_BROKEN: Final = frozenset(
-    {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_READONLY}
-)
 _OF_THE_OPERATION: Final = (ComfydError, sqlite3.Error, ValueError, OverflowError, msgspec.MsgspecError)
 """What an operation may raise without harm to its batch: a refusal, a constraint, an unfit value."""
-
-
-def _primary(error: BaseException) -> int | None:
-    """SQLite's primary result code; None if the error is not SQLite's own."""
-    code: int | None = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
-
-
-def _translated(error: BaseException) -> BaseException:
-    """A driver's error in the words of `errors.py`; a bug, such as a broken constraint, stays as it is."""
-    code = _primary(error)
-    translated: StoreError
-    if code in _FULL:
-        translated = InsufficientStorage("the disk with the database is full")
-    elif code in _BUSY:
-        translated = StoreUnavailable(f"the database does not answer: {error}")
-    elif code in _BROKEN:
-        translated = StoreUnavailable(f"the database is broken: {error}")
-    else:
-        return error
-    translated.__cause__ = error
-    return translated
-
-
-class _Connection(aiosqlite.Connection):
-    """A connection with a thread of its own, in which whole functions are run.
-
-    aiosqlite's public methods visit the thread once per statement. Its protected `_execute` runs any function
-    there; a subclass may use it, and one visit then serves a whole transaction.
-    """
-
-    async def call(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run the function in the connection's thread; it runs to its end even if the caller is canceled.
-
-        Pass a closure and not a `partial`: aiosqlite writes its repr, with all arguments, to the debug log.
-        """
-        result: T = await self._execute(function, self._conn)  # type: ignore[no-untyped-call] # not annotated there
-        return result
 
 
 class SqliteStore:
@@ -109,14 +68,15 @@ class SqliteStore:
     disk. `broken` says why, and every later write is refused.
     """
 
-    def __init__(self, writer: _Connection, reader: _Connection) -> None:
+    def __init__(self, path: Path, writer: Connection, reader: Connection) -> None:
+        self._path = path
         self._writer = writer
         self._reader = reader
         self._commits = GroupCommit[Database](self._apply)
         self._counts: dict[Status, int] = {}
         self._breakage = asyncio.Event()
         self.broken: str | None = None
-        """Why nothing is written any more; None while all is well."""
+        """Why nothing is written any more, for whoever runs comfyd; None while all is well."""
 
     async def wait_broken(self) -> str:
         """Wait until the store is broken, if ever, and say why. The process should end then."""
@@ -138,7 +98,7 @@ class SqliteStore:
     async def ping(self) -> None:
         """See `Store.ping`."""
         if self.broken is not None:
-            raise StoreUnavailable(self.broken)
+            raise _refusal()
         await self._read(lambda db: db.execute("SELECT 1").fetchone())
 
     async def replay(self, key: IdempotencyKey) -> Task | None:
@@ -155,12 +115,16 @@ class SqliteStore:
 
     async def list_tasks(self, wanted: TaskFilter, cursor: str | None, limit: int) -> TaskPage:
         """See `Store.list_tasks`."""
-        before = queries.decode_cursor(cursor)
+        before = queries.task_cursor(cursor)
         return await self._read(lambda db: queries.list_tasks(db, wanted, before, limit))
 
     async def ready(self, now: int, limit: int) -> ReadyPage:
         """See `Store.ready`."""
         return await self._read(lambda db: queries.ready(db, now, limit))
+
+    async def make_due(self, after: int, now: int, limit: int) -> int:
+        """See `Store.make_due`."""
+        return await self._commits.submit(lambda db: transitions.make_due(db, after, now, limit))
 
     async def claim(self, task_id: str, attempt_id: str, now: int) -> Claim | None:
         """See `Store.claim`."""
@@ -174,7 +138,7 @@ class SqliteStore:
         """See `Store.settle`."""
         return await self._commits.submit(lambda db: transitions.settle(db, attempt_id, settlement, now))
 
-    async def cancel(self, task_id: str, now: int) -> Task | None:
+    async def cancel(self, task_id: str, now: int) -> CancelResult | None:
         """See `Store.cancel`."""
         return await self._commits.submit(lambda db: transitions.cancel(db, task_id, now))
 
@@ -182,9 +146,9 @@ class SqliteStore:
         """See `Store.retry`."""
         return await self._commits.submit(lambda db: transitions.retry(db, task_id, now))
 
-    async def delete(self, task_id: str) -> Task | None:
+    async def delete(self, task_id: str, *, ended_before: int | None = None) -> Task | None:
         """See `Store.delete`."""
-        return await self._commits.submit(lambda db: transitions.delete(db, task_id))
+        return await self._commits.submit(lambda db: transitions.delete(db, task_id, ended_before))
 
     async def live(self) -> tuple[Claim, ...]:
         """See `Store.live`."""
@@ -201,6 +165,37 @@ class SqliteStore:
     async def ended_before(self, moment: int, limit: int) -> tuple[str, ...]:
         """See `Store.ended_before`."""
         return await self._read(lambda db: queries.ended_before(db, moment, limit))
+
+    async def ended_attempts(self, attempt_ids: Sequence[str]) -> tuple[str, ...]:
+        """See `Store.ended_attempts`."""
+        return await self._read(lambda db: queries.ended_attempts(db, attempt_ids))
+
+    async def due_deliveries(self, now: int, limit: int, busy: Sequence[str]) -> DueDeliveries:
+        """See `Store.due_deliveries`."""
+        return await self._read(lambda db: queries.due_deliveries(db, now, limit, busy))
+
+    async def record_try(
+        self, taken: Delivery, made: DeliveryTry, status: DeliveryStatus, next_at: int | None, now: int
+    ) -> None:
+        """See `Store.record_try`."""
+        await self._commits.submit(lambda db: outbox.record_try(db, taken, made, status, next_at, now))
+
+    async def make_deliveries_due(self, after: int, now: int, limit: int) -> int:
+        """See `Store.make_deliveries_due`."""
+        return await self._commits.submit(lambda db: outbox.make_deliveries_due(db, after, now, limit))
+
+    async def delivery(self, delivery_id: str) -> Delivery | None:
+        """See `Store.delivery`."""
+        return await self._read(lambda db: queries.delivery(db, delivery_id))
+
+    async def list_deliveries(self, wanted: DeliveryFilter, cursor: str | None, limit: int) -> DeliveryPage:
+        """See `Store.list_deliveries`."""
+        before = queries.delivery_cursor(cursor)
+        return await self._read(lambda db: queries.list_deliveries(db, wanted, before, limit))
+
+    async def redeliver(self, delivery_id: str, now: int) -> Delivery | None:
+        """See `Store.redeliver`."""
+        return await self._commits.submit(lambda db: outbox.redeliver(db, delivery_id, now))
 
     async def uploads(self, task_id: str) -> tuple[str, ...]:
         """See `Store.uploads`."""
@@ -243,7 +238,7 @@ class SqliteStore:
     async def _apply(self, operations: Sequence[Operation[Database]]) -> Sequence[Result]:
         """One batch as one transaction. A bug in one operation undoes the batch; then each is tried alone."""
         if self.broken is not None:
-            return [Result(error=StoreUnavailable(self.broken)) for _ in operations]
+            return [Result(error=_refusal()) for _ in operations]
         call = asyncio.ensure_future(
             self._writer.call(lambda connection: _transaction(connection, operations))
         )
@@ -263,11 +258,16 @@ class SqliteStore:
 
     def _noted(self, error: BaseException) -> BaseException:
         """The error in our words; one that breaks the store is remembered."""
-        translated = _translated(error)
-        if _primary(error) in _BROKEN and self.broken is None:
-            self.broken = str(translated)
+        told = translated(error)
+        if primary_code(error) in BROKEN and self.broken is None:
+            self.broken = damage(self._path, error) or str(told)
             self._breakage.set()
-        return translated
+        return told
+
+
+def _refusal() -> StoreUnavailable:
+    """What everybody hears once the store is broken: without the path, which is no client's business."""
+    return StoreUnavailable("the database was broken by an earlier error")
 
 
 class _Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -303,7 +303,7 @@ def _savepoint(connection: sqlite3.Connection, operation: Operation[Database]) -
     try:
         value = operation(connection)
     except _OF_THE_OPERATION as exc:
-        if _primary(exc) in _BROKEN or not connection.in_transaction:
+        if primary_code(exc) in BROKEN or not connection.in_transaction:
             raise
         connection.execute("ROLLBACK TO operation")
         connection.execute("RELEASE operation")
@@ -332,116 +332,11 @@ async def open_sqlite(
     `StoreUnavailable` if another comfyd uses the directory, if the file is newer than this comfyd, damaged or
     not a database, and `InsufficientStorage`.
     """
-    with _exclusive(path.parent):
+    with exclusive(path.parent):
         async with (
-            _connected(path, lambda: _open_writer(path, factory)) as writer,
-            _connected(path, lambda: _open_reader(path)) as reader,
+            connected(path, lambda: open_writer(path, factory)) as writer,
+            connected(path, lambda: open_reader(path)) as reader,
         ):
-            store = SqliteStore(writer, reader)
+            store = SqliteStore(path, writer, reader)
             async with store._running():  # noqa: SLF001 # the store is made here and only here
                 yield store
-
-
-@asynccontextmanager
-async def _connected(path: Path, connector: Callable[[], sqlite3.Connection]) -> AsyncIterator[_Connection]:
-    """A connection, closed at the end; an error of opening it in our words."""
-    threads: list[threading.Thread] = []
-
-    def connect() -> sqlite3.Connection:
-        threads.append(threading.current_thread())
-        try:
-            return connector()
-        except (sqlite3.Error, OSError) as exc:
-            kind = InsufficientStorage if _primary(exc) in _FULL else StoreUnavailable
-            raise kind(f"cannot open {path}: {exc}") from exc
-
-    connection = _Connection(connect, iter_chunk_size=64)
-    try:
-        await connection
-    except StoreError:
-        # aiosqlite lets its thread end alone here; one that outlives the event loop ends with a traceback.
-        threads[0].join()
-        raise
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-@contextmanager
-def _exclusive(directory: Path) -> Iterator[None]:
-    """Keep every other process out of the directory. The lock goes with the process, however that ends."""
-    try:
-        descriptor = os.open(directory / "comfyd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        raise StoreUnavailable(
-            f"cannot write to the data directory {directory} ({exc.strerror}); set data.dir to one that works"
-        ) from exc
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            raise StoreUnavailable(
-                f"another comfyd is using the data directory {directory}; stop it, or set data.dir to another"
-            ) from exc
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _open_writer(path: Path, factory: type[sqlite3.Connection]) -> sqlite3.Connection:
-    """The connection that does every write and every checkpoint, with the schema as this comfyd has it."""
-    path.touch(mode=0o600)  # SQLite gives its side files the mode of this one
-    with ExitStack() as undo:
-        connection = undo.enter_context(
-            closing(sqlite3.connect(path, isolation_level=None, factory=factory, cached_statements=256))
-        )
-        for pragma in _PRAGMAS:
-            connection.execute(pragma)
-        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise StoreUnavailable(f"{path} cannot use a write-ahead log; set data.dir to a local disk")
-        connection.execute("PRAGMA synchronous = FULL")
-        if path.stat().st_size <= CHECKED_BYTES:
-            _check(connection, path)
-        _migrate(connection, path)
-        undo.pop_all()
-        return connection
-
-
-def _open_reader(path: Path) -> sqlite3.Connection:
-    """A connection that cannot write."""
-    with ExitStack() as undo:
-        uri = f"{path.resolve().as_uri()}?mode=ro"
-        connection = undo.enter_context(
-            closing(sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=256))
-        )
-        for pragma in (*_PRAGMAS, "PRAGMA query_only = ON"):
-            connection.execute(pragma)
-        undo.pop_all()
-        return connection
-
-
-def _check(connection: sqlite3.Connection, path: Path) -> None:
-    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise StoreUnavailable(
-            f"{path} is damaged ({verdict}); put back a copy, or move it away to begin anew"
-        )
-
-
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Bring the schema forward, each version in one transaction of its own."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > len(MIGRATIONS):
-        raise StoreUnavailable(
-            f"{path} has schema version {version} and this comfyd knows only {len(MIGRATIONS)}; "
-            "use the newer comfyd that wrote it"
-        )
-    for reached, name in enumerate(MIGRATIONS[version:], version + 1):
-        script = resources.files("comfyd.store").joinpath(name).read_text(encoding="utf-8")
-        try:
-            connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {reached};\nCOMMIT;")
-        finally:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")

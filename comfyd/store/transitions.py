@@ -1,4 +1,6 @@
-"""Every write of the SQLite store as one plain function on a database; never commits, waits or decides.
+"""Every write of tasks and attempts as one plain function on a database; never commits, waits or decides.
+
+What they owe to webhooks is written by `outbox.py` inside the same savepoint.
 
 Each runs alone on the one writing connection, inside its own savepoint: what it reads stays as it is,
 and an exception undoes all of it.
@@ -10,17 +12,28 @@ from typing import Final
 import msgspec
 
 from comfyd.errors import Conflict, StaleClaim
+from comfyd.store import outbox
 from comfyd.store.rows import (
     Database,
     claim_of,
     error_text,
     insert_artefacts,
     kept_under,
-    number_of,
     task_of,
     text_of,
 )
-from comfyd.tasks import Added, Attempt, Claim, IdempotencyKey, NewTask, Settlement, Status, Task
+from comfyd.tasks import (
+    Added,
+    Attempt,
+    CancelResult,
+    Claim,
+    IdempotencyKey,
+    NewTask,
+    Settlement,
+    Status,
+    Task,
+    TaskError,
+)
 
 LATEST_WEIGHT: Final = 0.3
 """How much the latest run counts in the mean of its shape, once there are more than three."""
@@ -84,6 +97,7 @@ def add(db: Database, new: NewTask, payload: Payload, key: IdempotencyKey | None
         key_id=new.key_id,
         created_at=now,
         available_at=now,
+        webhook=new.webhook,
     )
     return Added(task=task, replayed=False)
 
@@ -92,8 +106,8 @@ def _insert_task(db: Database, number: int, new: NewTask, now: int) -> None:
     db.execute(
         """
         INSERT INTO tasks (number, id, seq, status, priority, workflow, shape, nodes_total, policy, output,
-                           key_id, created_at, available_at)
-        VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                           key_id, created_at, available_at, webhook)
+        VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         """,
         (
             number,
@@ -108,6 +122,7 @@ def _insert_task(db: Database, number: int, new: NewTask, now: int) -> None:
             new.key_id,
             now,
             now,
+            None if new.webhook is None else text_of(new.webhook),
         ),
     )
 
@@ -117,15 +132,30 @@ def _next_seq(db: Database) -> int:
     return int(row[0])
 
 
+def make_due(db: Database, after: int, now: int, limit: int) -> int:
+    """See `Store.make_due`."""
+    return db.execute(
+        """
+        UPDATE tasks SET available_at = ? WHERE number IN (
+            SELECT number FROM tasks INDEXED BY tasks_due
+            WHERE status = 'queued' AND available_at > ? LIMIT ?)
+        """,
+        (now, after, limit),
+    ).rowcount
+
+
 def claim(db: Database, task_id: str, attempt_id: str, now: int) -> Claim | None:
     """See `Store.claim`."""
     row = db.execute(
-        "SELECT number, attempt_count FROM tasks WHERE id = ? AND status = 'queued' AND available_at <= ?",
+        """
+        SELECT number, attempt_count, started_at FROM tasks
+        WHERE id = ? AND status = 'queued' AND available_at <= ?
+        """,
         (task_id, now),
     ).fetchone()
     if row is None:
         return None
-    number, attempt_count = row
+    number, attempt_count, started_at = row
     db.execute(
         "INSERT INTO attempts (id, task, number, step, claimed_at) VALUES (?, ?, ?, 'claimed', ?)",
         (attempt_id, number, attempt_count + 1, now),
@@ -138,7 +168,10 @@ def claim(db: Database, task_id: str, attempt_id: str, now: int) -> Claim | None
         """,
         (now, number),
     )
-    return claim_of(db, number)
+    claimed = claim_of(db, number)
+    if started_at is None:
+        outbox.owe(db, number, claimed.task, now)
+    return claimed
 
 
 def record(db: Database, attempt: Attempt) -> None:
@@ -187,36 +220,53 @@ def settle(db: Database, attempt_id: str, settlement: Settlement, now: int) -> T
         "UPDATE attempts SET step = 'settled', ended_at = ?, outcome = ?, error = ? WHERE id = ?",
         (now, settlement.outcome, error_text(settlement.error), attempt_id),
     )
-    status = settlement.status
-    if status is Status.QUEUED and cancel_requested_at is not None:
-        # The cancel came between the decision and this write: it had already been promised to the client.
-        status = Status.CANCELED
-    _apply(db, number, settlement, status, now)
-    insert_artefacts(db, number, settlement.artefacts)
-    if status is Status.SUCCEEDED and execution_ms is not None:
-        _learn(db, shape, execution_ms)
+    # A cancel between the decision and this write had already been promised to the client.
+    status = settlement.status if cancel_requested_at is None else Status.CANCELED
+    db.execute(
+        "UPDATE tasks SET failures = ?, suspects = ?, strays = ? WHERE number = ?",
+        (settlement.failures, settlement.suspects, settlement.strays, number),
+    )
+    if status is Status.QUEUED:
+        return _requeue(db, number, settlement.available_at)
+    if status is Status.SUCCEEDED:
+        insert_artefacts(db, number, settlement.artefacts)
+        if execution_ms is not None:
+            _learn(db, shape, execution_ms)
+    return _end(db, number, status, settlement.error, now)
+
+
+def _requeue(db: Database, number: int, available_at: int | None) -> Task:
+    """Bring a running task back to the queue, where it keeps its place."""
+    db.execute(
+        "UPDATE tasks SET status = 'queued', available_at = ? WHERE number = ?", (available_at, number)
+    )
     return task_of(db, number)
 
 
-def _apply(db: Database, number: int, settlement: Settlement, status: Status, now: int) -> None:
-    """Bring the task's row to `status`; one that goes back to the queue keeps its place there."""
+def _end(
+    db: Database,
+    number: int,
+    status: Status,
+    error: TaskError | None,
+    now: int,
+    *,
+    asked_at: int | None = None,
+) -> Task:
+    """End a task, and owe its webhook what that wants to hear: every end of every task is written here.
+
+    `error` stays with a failed task only; `asked_at` is when a cancel came, if that is not on record yet.
+    """
     db.execute(
         """
-        UPDATE tasks SET status = ?, completed_at = ?, error = ?, failures = ?, suspects = ?, strays = ?
+        UPDATE tasks SET status = ?, completed_at = ?, error = ?,
+                         cancel_requested_at = coalesce(cancel_requested_at, ?)
         WHERE number = ?
         """,
-        (
-            status.value,
-            now if status.terminal else None,
-            error_text(settlement.error) if status is Status.FAILED else None,
-            settlement.failures,
-            settlement.suspects,
-            settlement.strays,
-            number,
-        ),
+        (status.value, now, error_text(error) if status is Status.FAILED else None, asked_at, number),
     )
-    if status is Status.QUEUED:
-        db.execute("UPDATE tasks SET available_at = ? WHERE number = ?", (settlement.available_at, number))
+    task = task_of(db, number)
+    outbox.owe(db, number, task, now)
+    return task
 
 
 def _learn(db: Database, shape: str, execution_ms: int) -> None:
@@ -232,18 +282,14 @@ def _learn(db: Database, shape: str, execution_ms: int) -> None:
     )
 
 
-def cancel(db: Database, task_id: str, now: int) -> Task | None:
+def cancel(db: Database, task_id: str, now: int) -> CancelResult | None:
     """See `Store.cancel`."""
-    number = number_of(db, task_id)
-    if number is None:
+    row = db.execute("SELECT number, status FROM tasks WHERE id = ?", (task_id,)).fetchone()
+    if row is None:
         return None
-    db.execute(
-        """
-        UPDATE tasks SET status = 'canceled', cancel_requested_at = ?, completed_at = ?
-        WHERE number = ? AND status = 'queued'
-        """,
-        (now, now, number),
-    )
+    number, status = row
+    if status == Status.QUEUED:
+        return CancelResult(task=_end(db, number, Status.CANCELED, None, now, asked_at=now), ended=True)
     db.execute(
         """
         UPDATE tasks SET cancel_requested_at = ?
@@ -251,7 +297,7 @@ def cancel(db: Database, task_id: str, now: int) -> Task | None:
         """,
         (now, number),
     )
-    return task_of(db, number)
+    return CancelResult(task=task_of(db, number), ended=False)
 
 
 def retry(db: Database, task_id: str, now: int) -> Task | None:
@@ -271,12 +317,16 @@ def retry(db: Database, task_id: str, now: int) -> Task | None:
     return task_of(db, number)
 
 
-def delete(db: Database, task_id: str) -> Task | None:
+def delete(db: Database, task_id: str, ended_before: int | None = None) -> Task | None:
     """See `Store.delete`. The foreign keys take everything that belongs to the task along."""
     number = _ended(db, task_id, "deleted")
     if number is None:
         return None
     task = task_of(db, number)
+    if ended_before is not None and (
+        task.completed_at is None or task.completed_at >= ended_before or outbox.owes(db, number)
+    ):
+        raise Conflict("the task has ended anew since, or owes its webhook something")
     db.execute("DELETE FROM tasks WHERE number = ?", (number,))
     return task
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import msgspec
 
+from comfyd.deliveries import Delivery, DeliveryFilter, DeliveryTry
 from comfyd.store.base import Store
 from comfyd.tasks import (
     Artefact,
     Attempt,
     Claim,
+    EventType,
     NewTask,
     OutputFile,
     OutputType,
@@ -20,6 +22,7 @@ from comfyd.tasks import (
     Step,
     Task,
     TaskError,
+    Webhook,
 )
 
 Opener = Callable[[], AbstractAsyncContextManager[Store]]
@@ -28,6 +31,9 @@ Opener = Callable[[], AbstractAsyncContextManager[Store]]
 NOW = 1_700_000_000_000
 GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {"width": 64, "seed": 2**64 - 1, "text": "Grüße 🎨"}}}
 BOOM = TaskError(code="node_failed", message="boom", retryable=True, details={"node_id": "7"})
+
+HOOK = Webhook(url="https://example.com/hook", events=tuple(EventType))
+"""A webhook that wants to hear everything."""
 
 
 def new_id() -> str:
@@ -117,3 +123,21 @@ def submitting(attempt: Attempt) -> Attempt:
     return msgspec.structs.replace(
         attempt, step=Step.SUBMITTING, backend="gpu-1", client_id="comfyd-1", intent_at=NOW + 1
     )
+
+
+def made(status: int | None = 200, error: str | None = None, at: int = NOW) -> DeliveryTry:
+    """One try to deliver, as its sender hands it over."""
+    return DeliveryTry(number=0, at=at, duration_ms=5, status=status, error=error)
+
+
+async def owed(store: Store, task_id: str | None = None) -> list[Delivery]:
+    """Every delivery (of this task), in the order in which they became owed."""
+    page = await store.list_deliveries(DeliveryFilter(task_id=task_id), None, 10_000)
+    return list(reversed(page.deliveries))
+
+
+async def found_delivery(store: Store, delivery_id: str) -> Delivery:
+    """A delivery that is there."""
+    delivery = await store.delivery(delivery_id)
+    assert delivery is not None
+    return delivery

@@ -10,10 +10,24 @@ from typing import Any
 import msgspec
 import pytest
 
-from comfyd.store import queries, transitions
+from comfyd.deliveries import Delivery, DeliveryFilter, DeliveryStatus
+from comfyd.store import outbox, queries, transitions
 from comfyd.store.sqlite import SqliteStore
 from comfyd.tasks import IdempotencyKey, Status, Step, TaskFilter
-from tests.store.samples import NOW, added, again, artefact, claimed, ended, failed, new_id, submitting
+from tests.store.samples import (
+    HOOK,
+    NOW,
+    added,
+    again,
+    artefact,
+    claimed,
+    ended,
+    failed,
+    made,
+    new_id,
+    owed,
+    submitting,
+)
 from tests.store.samples import succeeded as success
 
 # the machine, as SQLite itself holds it
@@ -89,7 +103,42 @@ ILLEGAL = {
     "WHERE task = (SELECT number FROM tasks WHERE id = :running)",
     "an artefact of a kind that does not exist": "UPDATE artefacts SET type = 'smell' "
     "WHERE task = (SELECT number FROM tasks WHERE id = :ended)",
+    "a webhook that is no object": "UPDATE tasks SET webhook = '3' WHERE id = :queued",
+    "a delivery in no known state": "UPDATE deliveries SET status = 'lost' WHERE id = :owed",
+    "a pending delivery without a moment": "UPDATE deliveries SET next_at = NULL WHERE id = :owed",
+    "a delivery that ended and is due": "UPDATE deliveries SET status = 'gone', ended_at = 1 "
+    "WHERE id = :owed",
+    "a delivery that ended at no moment": "UPDATE deliveries SET status = 'gone', next_at = NULL "
+    "WHERE id = :owed",
+    "a pending delivery that has ended": "UPDATE deliveries SET ended_at = 1 WHERE id = :owed",
+    "a delivery of no event": "UPDATE deliveries SET type = 'task.paused' WHERE id = :owed",
+    "an output that is no event's": "UPDATE deliveries SET output = 0 WHERE id = :owed",
+    "an output event without its place": "UPDATE deliveries SET type = 'task.output' WHERE id = :owed",
+    "a delivery to nowhere": "UPDATE deliveries SET endpoint = '' WHERE id = :owed",
+    "a delivery of nothing": "UPDATE deliveries SET subject = -1 WHERE id = :owed",
+    "a delivery of no task": "UPDATE deliveries SET task = -1 WHERE id = :owed",
+    "an event owed twice": "INSERT INTO deliveries (id, task, type, url, endpoint, subject, created_at, "
+    "next_at) SELECT id, task, type, url, endpoint, subject, 1, 1 FROM deliveries WHERE id = :owed",
+    "a subject that is still needed": "DELETE FROM subjects WHERE number = "
+    "(SELECT subject FROM deliveries WHERE id = :owed)",
+    "a try that says nothing": "INSERT INTO delivery_tries (delivery, number, at, duration_ms) "
+    "SELECT number, 1, 1, 1 FROM deliveries WHERE id = :owed",
+    "a try of no delivery": "INSERT INTO delivery_tries (delivery, number, at, duration_ms, status) "
+    "VALUES (-1, 1, 1, 1, 200 + 0 * length(:queued))",
 }
+
+
+async def owed_one(sqlite: SqliteStore) -> Delivery:
+    """A pending delivery, that of a cancel."""
+    task = await added(sqlite, webhook=HOOK)
+    await sqlite.cancel(task.id, NOW)
+    (delivery,) = await owed(sqlite, task.id)
+    return delivery
+
+
+async def owed_id(sqlite: SqliteStore) -> str:
+    """Its id."""
+    return (await owed_one(sqlite)).id
 
 
 @pytest.mark.parametrize("statement", ILLEGAL.values(), ids=ILLEGAL.keys())
@@ -100,10 +149,37 @@ async def test_illegal_row_is_refused_by_the_database_itself(
         "queued": (await added(sqlite)).id,
         "running": (await claimed(sqlite)).task.id,
         "ended": (await ended(sqlite)).id,
+        "owed": await owed_id(sqlite),
     }
     used = {name: task_id for name, task_id in tasks.items() if f":{name}" in statement}
     with pytest.raises(sqlite3.IntegrityError):
         raw.execute(statement, used)
+
+
+async def test_ended_delivery_becomes_nothing_but_pending(
+    sqlite: SqliteStore, raw: sqlite3.Connection
+) -> None:
+    delivery = await owed_one(sqlite)
+    delivery_id = delivery.id
+    await sqlite.record_try(delivery, made(), DeliveryStatus.DELIVERED, None, NOW)
+    with pytest.raises(sqlite3.IntegrityError, match="pending again"):
+        raw.execute("UPDATE deliveries SET status = 'gone' WHERE id = ?", (delivery_id,))
+    assert await sqlite.redeliver(delivery_id, NOW) is not None
+
+
+async def test_try_is_refused_whole_where_it_does_not_fit_its_end(sqlite: SqliteStore) -> None:
+    delivery = await owed_one(sqlite)
+    wrong = [
+        (made(), DeliveryStatus.PENDING, None),
+        (made(), DeliveryStatus.DELIVERED, NOW),
+        (made(None, None), DeliveryStatus.FAILED, None),
+    ]
+    for attempt, status, next_at in wrong:
+        with pytest.raises(sqlite3.IntegrityError):
+            await sqlite.record_try(delivery, attempt, status, next_at, NOW)
+    there = await sqlite.delivery(delivery.id)
+    assert there is not None
+    assert (there.status, there.round, there.tries) == (DeliveryStatus.PENDING, 0, ())
 
 
 def test_task_begins_queued(raw: sqlite3.Connection) -> None:
@@ -129,6 +205,11 @@ def plan(raw: sqlite3.Connection, run: Callable[[Any], Any]) -> list[str]:
             lines.extend(row[3] for row in raw.execute(f"EXPLAIN QUERY PLAN {sql}", parameters))
             return raw.execute(sql, parameters)
 
+        def executemany(self, sql: str, parameters: Any) -> sqlite3.Cursor:
+            rows = list(parameters)
+            lines.extend(row[3] for row in raw.execute(f"EXPLAIN QUERY PLAN {sql}", rows[0]))
+            return raw.executemany(sql, rows)
+
     run(Explaining())
     return lines
 
@@ -147,7 +228,14 @@ async def test_no_verb_that_runs_often_walks_a_table_or_sorts(
     sqlite: SqliteStore, raw: sqlite3.Connection
 ) -> None:
     first = await added(sqlite, priority=5)
-    second = await added(sqlite, priority=5)
+    second = await added(sqlite, priority=5, webhook=HOOK)
+    delivery = await owed_one(sqlite)
+    listings = [
+        DeliveryFilter(),
+        DeliveryFilter(task_id=first.id),
+        DeliveryFilter(status=DeliveryStatus.PENDING),
+        DeliveryFilter(key_id="k", status=DeliveryStatus.GONE),
+    ]
     filters = [
         TaskFilter(),
         TaskFilter(status=Status.QUEUED),
@@ -165,6 +253,14 @@ async def test_no_verb_that_runs_often_walks_a_table_or_sorts(
         lambda db: transitions.claim(db, first.id, new_id(), NOW),
         lambda db: transitions.cancel(db, second.id, NOW),
         lambda db: transitions.retry(db, second.id, NOW),
+        lambda db: queries.ended_attempts(db, ["a", "b"]),
+        lambda db: queries.due_deliveries(db, NOW, 5, ["https://example.com:443"]),
+        lambda db: queries.delivery(db, delivery.id),
+        lambda db: outbox.record_try(db, delivery, made(), DeliveryStatus.PENDING, NOW, NOW),
+        lambda db: outbox.redeliver(db, delivery.id, NOW),
+        lambda db: outbox.make_deliveries_due(db, NOW, NOW, 5),
+        lambda db: outbox.owes(db, 1),
+        *(partial(queries.list_deliveries, wanted=each, before=9, limit=5) for each in listings),
         *(partial(queries.list_tasks, wanted=wanted, before=9, limit=5) for wanted in filters),
     ]
     lines = [line for run in runs for line in plan(raw, run)]
@@ -176,3 +272,50 @@ async def test_no_verb_that_runs_often_walks_a_table_or_sorts(
     walks = {line for line in walked if "VIRTUAL TABLE" not in line}
     assert sorts <= pages
     assert walks <= {"SCAN CONSTANT ROW"}
+
+
+MANY_DELIVERIES = """
+WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 100000)
+INSERT INTO deliveries (id, task, type, url, endpoint, subject, created_at, next_at)
+SELECT 'msg_' || n, d.task, d.type, d.url, {endpoint}, d.subject, 1, n FROM n, deliveries AS d
+"""
+
+
+@pytest.mark.parametrize("endpoint", ["'https://busy'", "'https://e' || n", "'https://e' || n % 100"])
+async def test_due_scan_of_100_000_pending_deliveries_touches_few_of_them(
+    sqlite: SqliteStore, raw: sqlite3.Connection, endpoint: str
+) -> None:
+    last = await owed_id(sqlite)
+    raw.execute(MANY_DELIVERIES.format(endpoint=endpoint))
+    busy = ["https://busy", *(f"https://e{number}" for number in range(99))]
+    steps = 0
+
+    def stepped() -> None:
+        nonlocal steps
+        steps += 1
+
+    raw.set_progress_handler(stepped, 100)
+    due = queries.due_deliveries(raw, NOW, 20, busy)
+    raw.set_progress_handler(None, 0)
+    assert due.next_due is None
+    assert due.entries
+    assert all(delivery.endpoint not in busy for delivery in due.entries)
+    assert (due.entries[-1].id == last) == ("busy" in endpoint)
+    # A walk over all of them takes thousands; time itself says little on a loaded machine.
+    assert steps < 200
+
+
+async def test_due_scan_goes_by_indexes_alone(sqlite: SqliteStore, raw: sqlite3.Connection) -> None:
+    await owed_id(sqlite)
+    raw.execute(MANY_DELIVERIES.format(endpoint="'https://busy'"))
+    lines = plan(raw, lambda db: queries.due_deliveries(db, NOW, 20, ["https://busy"]))
+    assert lines[0] == "SEARCH deliveries USING COVERING INDEX deliveries_due (next_at<?)"
+    searched = [line for line in lines if "deliver" in line]
+    assert len(searched) > 6
+    by_number = {
+        "SEARCH first USING INTEGER PRIMARY KEY (rowid=?)",
+        "SEARCH d USING INTEGER PRIMARY KEY (rowid=?)",
+        "SEARCH delivery_tries USING PRIMARY KEY (delivery=?)",
+    }
+    assert {line for line in searched if "COVERING INDEX" not in line} <= by_number
+    assert not [line for line in searched if line.startswith("SCAN")]

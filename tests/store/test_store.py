@@ -8,10 +8,12 @@ import pytest
 from comfyd.errors import Conflict, IdempotencyKeyReuse, MalformedRequest, StaleClaim
 from comfyd.store.base import Store
 from comfyd.tasks import (
+    CancelResult,
     IdempotencyKey,
     OutputOptions,
     OutputType,
     Policy,
+    Settlement,
     Status,
     Step,
     TaskFilter,
@@ -144,6 +146,18 @@ async def test_ready_leaves_out_what_is_not_due_and_says_when_the_next_is(store:
     assert len(later.entries) == 2
     assert later.next_due == NOW + 200
     assert (await store.ready(NOW + 300, 100)).next_due is None
+
+
+async def test_what_waits_for_too_long_is_made_due_a_few_at_a_time(store: Store) -> None:
+    for pause in (100, 300, 200, 400):
+        taken = await claimed(store, priority=9)
+        await store.settle(taken.attempt.id, again(NOW + pause), NOW)
+    done = await ended(store)
+    assert [await store.make_due(NOW + 150, NOW, 2) for _ in range(3)] == [2, 1, 0]
+    page = await store.ready(NOW, 100)
+    assert len(page.entries) == 3
+    assert page.next_due == NOW + 100
+    assert await found(store, done.id) == done
 
 
 async def test_ahead_counts_exactly_what_will_be_claimed_before(store: Store) -> None:
@@ -331,8 +345,10 @@ async def test_failures_teach_no_run_time(store: Store) -> None:
 
 async def test_queued_task_is_canceled_at_once(store: Store) -> None:
     task = await added(store)
-    canceled = await store.cancel(task.id, NOW + 1)
-    assert canceled is not None
+    result = await store.cancel(task.id, NOW + 1)
+    assert result is not None
+    assert result.ended
+    canceled = result.task
     assert canceled.status is Status.CANCELED
     assert (canceled.cancel_requested_at, canceled.completed_at) == (NOW + 1, NOW + 1)
     assert await ready_ids(store) == []
@@ -341,15 +357,27 @@ async def test_queued_task_is_canceled_at_once(store: Store) -> None:
 async def test_running_task_is_asked_to_cancel_and_keeps_the_first_moment(store: Store) -> None:
     taken = await claimed(store)
     for moment in (NOW + 1, NOW + 2):
-        asked = await store.cancel(taken.task.id, moment)
-        assert asked is not None
+        result = await store.cancel(taken.task.id, moment)
+        assert result is not None
+        assert not result.ended
+        asked = result.task
         assert asked.status is Status.RUNNING
         assert asked.cancel_requested_at == NOW + 1
 
 
 async def test_cancel_leaves_an_ended_task_alone(store: Store) -> None:
     task = await ended(store)
-    assert await store.cancel(task.id, NOW + 1) == task
+    assert await store.cancel(task.id, NOW + 1) == CancelResult(task=task, ended=False)
+
+
+@pytest.mark.parametrize("decided", [succeeded(artefact()), failed(), again(NOW)])
+async def test_a_cancel_between_the_decision_and_its_write_is_kept(store: Store, decided: Settlement) -> None:
+    taken = await claimed(store)
+    await store.cancel(taken.task.id, NOW)
+    task = await store.settle(taken.attempt.id, decided, NOW + 1)
+    assert (task.status, task.error, task.artefacts) == (Status.CANCELED, None, ())
+    assert task.attempts[0].outcome == decided.outcome
+    assert await store.artefact_bytes() == 0
 
 
 async def test_retry_queues_behind_the_equals_with_fresh_counters(store: Store) -> None:
@@ -436,6 +464,19 @@ async def test_ended_before_is_oldest_first_and_bounded(store: Store) -> None:
     assert list(await store.ended_before(NOW + 40, 10)) == expected
     assert list(await store.ended_before(NOW + 40, 2)) == expected[:2]
     assert await store.ended_before(NOW + 10, 10) == ()
+
+
+async def test_ended_attempts_are_those_of_ours_that_have_ended_in_the_order_given(store: Store) -> None:
+    first, live = await claimed(store), await claimed(store)
+    await store.settle(first.attempt.id, again(NOW), NOW)
+    second = await claim(store, first.task.id)
+    await store.settle(second.attempt.id, succeeded(), NOW)
+    foreign = "it's foreign"
+    asked = [second.attempt.id, foreign, live.attempt.id, first.attempt.id, first.task.id]
+    assert await store.ended_attempts(asked) == (second.attempt.id, first.attempt.id)
+    assert await store.ended_attempts(()) == ()
+    await store.delete(first.task.id)
+    assert await store.ended_attempts(asked) == ()
 
 
 # lists
