@@ -3,8 +3,12 @@
 Each verb changes the row and then nudges whoever works on it.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import structlog
 
+from comfyd import failpoints
 from comfyd.clock import Clock
 from comfyd.errors import Conflict, TaskNotFound
 from comfyd.forgetting import Forgetter
@@ -13,6 +17,8 @@ from comfyd.progress import Board
 from comfyd.queue import TaskQueue
 from comfyd.store.base import Store
 from comfyd.tasks import Task
+
+T = TypeVar("T")
 
 log = structlog.get_logger("comfyd.control")
 
@@ -35,15 +41,20 @@ class Control:
         self._board = board
         self._metrics = metrics
         self._clock = clock
+        self.owed: Callable[[], None] = _nobody
+        """Called when a task has ended of which a webhook is to be told."""
 
     async def cancel(self, task_id: str) -> Task:
         """Cancel exactly this task. A waiting one ends at once, a running one when ComfyUI let go of it."""
         now = self._clock.now()
-        before = _found(await self._store.get(task_id), task_id)
-        task = _found(await self._store.cancel(task_id, now), task_id)
-        if task.status.terminal and not before.status.terminal:
+        result = _found(await self._store.cancel(task_id, now), task_id)
+        failpoints.reach("cancel.committed")
+        task = result.task
+        if result.ended:
             self._metrics.finished(task.status, now - task.created_at)
             self._board.status(task_id, task.status)
+            if task.webhook is not None:
+                self.owed()
         self._queue.nudge(task_id)
         return task
 
@@ -54,23 +65,29 @@ class Control:
             message = f"the task is {before.status}; only an ended one can be run again"
             raise Conflict(message, details={"status": str(before.status)})
         task = _found(await self._store.retry(task_id, self._clock.now()), task_id)
+        failpoints.reach("retry.committed")
         self._board.status(task_id, task.status)
         self._queue.offer(task)
         await self._forgetter.outputs(before.artefacts)
         return task
 
-    async def delete(self, task_id: str) -> None:
+    async def delete(self, task_id: str, *, ended_before: int | None = None) -> None:
         """Forget an ended task, its outputs, and the uploads that no other task names.
 
-        Raises `Conflict` if it has not ended.
+        Raises `Conflict` if it has not ended; with `ended_before` as `Store.delete` does.
         """
         named = await self._store.uploads(task_id)
-        task = _found(await self._store.delete(task_id), task_id)
+        task = _found(await self._store.delete(task_id, ended_before=ended_before), task_id)
+        failpoints.reach("delete.committed")
         await self._forgetter.outputs(task.artefacts)
         await self._forgetter.uploads(named)
 
 
-def _found(task: Task | None, task_id: str) -> Task:
-    if task is None:
+def _found(found: T | None, task_id: str) -> T:
+    if found is None:
         raise TaskNotFound(f"there is no task {task_id}")
-    return task
+    return found
+
+
+def _nobody() -> None:
+    """Who is told of what is owed where nobody delivers."""

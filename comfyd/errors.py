@@ -7,10 +7,11 @@ ComfydError                      code, message, details, retryable
 │   ├── BodyTooLarge             longer than `limits.body_bytes` or `limits.upload_bytes`
 │   ├── UnsupportedMediaType     a body of another kind than the route takes
 │   ├── ForeignOrigin            a browser sent it on behalf of another site
-│   ├── NotFound                 no such task, workflow, file or route
+│   ├── NotFound                 no such task, workflow, file, delivery or route
 │   │   ├── TaskNotFound
 │   │   ├── UnknownWorkflow
-│   │   └── FileNotFound
+│   │   ├── FileNotFound
+│   │   └── DeliveryNotFound
 │   ├── Conflict                 the task is not in a state that allows this
 │   ├── InvalidWorkflow          a graph that ComfyUI could not run; `details["node_errors"]`
 │   │   └── WorkflowFormatUi     the editor's own format instead of the API format
@@ -121,6 +122,12 @@ class FileNotFound(NotFound):
     code = "file_not_found"
 
 
+class DeliveryNotFound(NotFound):
+    """No delivery of a webhook has this id (any more: it goes with its task)."""
+
+    code = "delivery_not_found"
+
+
 class Conflict(RequestError):
     """The task's status does not allow this."""
 
@@ -146,7 +153,10 @@ class InvalidInputs(RequestError):
 
 
 class InputError(RequestError):
-    """A file that a request names or brings cannot be used; `details["input"]` is its `node.input`."""
+    """A file that a request names or brings cannot be used; `details["input"]` is its `node.input`.
+
+    Where the url is not a file's but `webhook_url`, it is `details["field"]` that says so.
+    """
 
 
 class BlockedAddress(InputError):

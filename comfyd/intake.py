@@ -155,6 +155,10 @@ class Intake:
             judged=judged,
         )
 
+    def check_callback(self, url: str) -> None:
+        """Judge a url that is to be called later, asking nobody. Raises `InvalidUrl`, `BlockedAddress`."""
+        self._guard.check_url(url)
+
     async def _looked_at(
         self, wanted: graphs.FileInput, received: dict[str, Received], stack: AsyncExitStack
     ) -> Upload | None:

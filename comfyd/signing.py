@@ -4,10 +4,13 @@ import hashlib
 import hmac
 import os
 import secrets
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from comfyd.clock import Clock
+from comfyd.disk import sync_folder
 from comfyd.errors import ConfigError, InvalidSignature
 
 KEY_BYTES: Final = 32
@@ -54,21 +57,30 @@ class Signer:
 
 def key_of(file: Path) -> bytes:
     """The key in this file, which is made at the first start. Raises `ConfigError`."""
+    key = kept(file, partial(secrets.token_bytes, KEY_BYTES))
+    if len(key) != KEY_BYTES:
+        message = f"{file} is not a key of comfyd's: delete it, and urls that were signed with it are void"
+        raise ConfigError(message, details={"key": "data.dir"})
+    return key
+
+
+def kept(file: Path, fresh: Callable[[], bytes]) -> bytes:
+    """What this file of secrets holds; a fresh one, which only its owner reads, where there is none.
+
+    Raises `ConfigError`.
+    """
     try:
         if not file.exists():
             unfinished = file.with_suffix(".new")
             unfinished.unlink(missing_ok=True)  # whoever left it may have let others read it
             descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as opened:
-                opened.write(secrets.token_bytes(KEY_BYTES))
+                opened.write(fresh())
                 opened.flush()
                 os.fsync(opened.fileno())
             unfinished.replace(file)
-        key = file.read_bytes()
+            sync_folder(file.parent)
+        return file.read_bytes()
     except OSError as exc:
         message = f"data.dir: cannot use {file}: {exc.strerror or exc}"
         raise ConfigError(message, details={"key": "data.dir"}) from exc
-    if len(key) != KEY_BYTES:
-        message = f"{file} is not a key of comfyd's: delete it, and urls that were signed with it are void"
-        raise ConfigError(message, details={"key": "data.dir"})
-    return key

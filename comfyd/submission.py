@@ -7,17 +7,26 @@ from typing import Any, Final
 
 import msgspec
 
-from comfyd import graphs, workflows
+from comfyd import failpoints, graphs, workflows
 from comfyd.catalog import Catalog
 from comfyd.clock import Clock
 from comfyd.config import LimitsConfig, QueueConfig, StorageConfig
-from comfyd.disk import to_its_end
-from comfyd.errors import InputError, QueueFull
+from comfyd.disk import Room, to_its_end
+from comfyd.errors import BlockedAddress, InputError, InvalidUrl, QueueFull
 from comfyd.intake import Intake, Taken
 from comfyd.queue import TaskQueue
 from comfyd.storage.opening import check_usable
 from comfyd.store.base import Store
-from comfyd.tasks import Added, Graph, IdempotencyKey, NewTask, OutputOptions, Policy, Status
+from comfyd.tasks import (
+    Added,
+    Graph,
+    IdempotencyKey,
+    NewTask,
+    OutputOptions,
+    Policy,
+    Status,
+    Webhook,
+)
 
 FULL_RETRY_S: Final = 10
 """What `Retry-After` says when the queue is full, in seconds."""
@@ -34,6 +43,7 @@ class SubmitRequest(msgspec.Struct, frozen=True, kw_only=True):
     start_timeout: float | None = None
     metadata: dict[str, str] = {}
     output: OutputOptions = OutputOptions()
+    webhook: Webhook | None = None
 
 
 class Rendered(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,11 +88,13 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     policy: Policy
     queued_tasks: int
+    room: Room
+    """Whether the disk has room for one more."""
     storages: tuple[str, ...] = ("local",)
     """Those that a request may name."""
 
     @classmethod
-    def of(cls, queue: QueueConfig, limits: LimitsConfig, storage: StorageConfig) -> "Terms":
+    def of(cls, queue: QueueConfig, limits: LimitsConfig, storage: StorageConfig, room: Room) -> "Terms":
         """From the configuration, whose times are in seconds and whose 0 is 'no limit'."""
         policy = Policy(
             max_attempts=queue.max_attempts,
@@ -90,7 +102,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
             start_timeout_ms=_milliseconds(queue.start_timeout),
             stall_timeout_ms=_milliseconds(queue.stall_timeout),
         )
-        return cls(policy=policy, queued_tasks=limits.queued_tasks, storages=storage.usable)
+        return cls(policy=policy, queued_tasks=limits.queued_tasks, room=room, storages=storage.usable)
 
     def policy_of(self, request: SubmitRequest) -> Policy:
         """The task's own limits, and these where it names none."""
@@ -124,8 +136,9 @@ class Submission:
     async def submit(self, request: SubmitRequest, key: IdempotencyKey | None = None) -> Added:
         """Check everything, then make the task durable; it is on disk when this returns.
 
-        Raises `RequestError` for what is wrong with the request, `QueueFull`, and `StoreError`.
+        Raises `RequestError` for what is wrong with the request, `QueueFull`, `DiskFull`, and `StoreError`.
         """
+        self._terms.room.check()
         if (await self._store.counts())[Status.QUEUED] >= self._terms.queued_tasks:
             raise QueueFull(
                 f"as many tasks are queued as limits.queued_tasks allows: {self._terms.queued_tasks}",
@@ -133,6 +146,8 @@ class Submission:
             )
         if request.output.storage is not None:
             check_usable(request.output.storage, self._terms.storages)
+        if request.webhook is not None:
+            self._check_webhook(request.webhook)
         rendered = self._renderer.render(request)
         async with AsyncExitStack() as stack:
             taken = await self._taken(rendered, stack)
@@ -141,6 +156,14 @@ class Submission:
             await self._intake.keep(taken, stack)
             # a write that began goes on without us: what happens to the files has to wait for its end
             return await to_its_end(self._queued(self._new(request, rendered, taken), key))
+
+    def _check_webhook(self, webhook: Webhook) -> None:
+        """What can be seen of its url; the message shows no more of it than its host."""
+        try:
+            self._intake.check_callback(webhook.url)
+        except (BlockedAddress, InvalidUrl) as exc:
+            details = {**exc.details, "field": "webhook_url"}
+            raise type(exc)(f"webhook_url: {exc.message}", details=details) from None
 
     async def _taken(self, rendered: Rendered, stack: AsyncExitStack) -> Taken:
         try:
@@ -152,7 +175,9 @@ class Submission:
             raise
 
     async def _queued(self, new: NewTask, key: IdempotencyKey | None) -> Added:
+        failpoints.reach("accept.checked")
         added = await self._store.add(new, key, self._clock.now())
+        failpoints.reach("accept.committed")
         if not added.replayed:
             self._queue.offer(added.task)
         return added
@@ -170,6 +195,7 @@ class Submission:
             policy=self._terms.policy_of(request),
             output=request.output,
             uploads=taken.files,
+            webhook=request.webhook,
         )
 
 

@@ -458,6 +458,14 @@ def test_redirect_is_read_relative_to_where_it_came_from(current: str, location:
     assert str(Guard.of([]).follow(URL(current), location)) == target
 
 
+@pytest.mark.parametrize("rest", ["//][v1.a]1@", "//][v1.a]1@/hook", "//éx[]%:%@", "//[v]]:@"])
+def test_brackets_that_confuse_the_parser_are_no_url(rest: str) -> None:
+    with pytest.raises(InvalidUrl, match="not a url"):
+        Guard.of([]).check_url(f"http:{rest}")
+    with pytest.raises(InvalidUrl, match=r"^a\.example redirects to something that is not a url"):
+        Guard.of([]).follow(URL("http://a.example/"), rest)
+
+
 def test_redirect_from_https_to_http_is_refused() -> None:
     with pytest.raises(InvalidUrl, match="from https to http"):
         Guard.of([]).follow(URL("https://a.example/"), "http://a.example/")

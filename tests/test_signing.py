@@ -1,6 +1,9 @@
 """Signed urls: good for what was signed and no longer than that; and the key that signs them."""
 
 import stat
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -128,6 +131,27 @@ def test_a_start_that_was_killed_while_it_made_the_key_is_followed_by_one_that_m
     key = key_of(tmp_path / "url.key")
     assert len(key) == KEY_BYTES
     assert stat.S_IMODE((tmp_path / "url.key").stat().st_mode) == 0o600
+
+
+def test_the_name_of_a_new_key_is_synced_to_the_disk(tmp_path: Path) -> None:
+    """A hook that sees every call to the system cannot be taken out again: so in a process of its own."""
+    script = """
+        import os, sys
+        from pathlib import Path
+        from comfyd.signing import key_of
+        folder = Path(sys.argv[1])
+        def seen(event, details):
+            if event == "os.rename" and str(details[1]).endswith("url.key"):
+                print("renamed", flush=True)
+            if event == "open" and details[0] == str(folder) and details[2] & os.O_DIRECTORY:
+                print("folder opened", flush=True)
+        sys.addaudithook(seen)
+        key_of(folder / "url.key")
+        key_of(folder / "url.key")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.split("\n") == ["renamed", "folder opened", ""]
 
 
 @pytest.mark.parametrize("content", [b"", b"short", bytes(KEY_BYTES + 1)])

@@ -11,6 +11,7 @@ import pytest
 from comfyd.catalog import Catalog
 from comfyd.clock import SystemClock
 from comfyd.config import LimitsConfig, QueueConfig, StorageConfig
+from comfyd.disk import Room
 from comfyd.errors import (
     InvalidInputs,
     InvalidWorkflow,
@@ -138,13 +139,16 @@ async def test_a_comfyui_that_does_not_answer_keeps_nobody_waiting(made: Bench, 
 
 
 def test_a_tiny_time_out_is_not_none() -> None:
-    terms = Terms.of(QueueConfig(), LimitsConfig(), StorageConfig())
+    terms = Terms.of(QueueConfig(), LimitsConfig(), StorageConfig(), Room(Path(), 0))
     assert terms.policy_of(SubmitRequest(workflow="w", timeout=0.0001)).timeout_ms == 1
 
 
 def test_terms_fill_in_what_a_request_leaves_open() -> None:
     terms = Terms.of(
-        QueueConfig(timeout=60, start_timeout=0, stall_timeout=1.5), LimitsConfig(), StorageConfig()
+        QueueConfig(timeout=60, start_timeout=0, stall_timeout=1.5),
+        LimitsConfig(),
+        StorageConfig(),
+        Room(Path(), 0),
     )
     assert terms.policy == Policy(
         max_attempts=3, timeout_ms=60_000, start_timeout_ms=None, stall_timeout_ms=1_500

@@ -31,7 +31,7 @@ async def alive(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """`GET /api/ready`: 503 while nothing could be worked on.
+    """`GET /api/ready`: 503 while nothing could be worked on, or nothing new is taken for want of room.
 
     One ComfyUI of several that is away, and its own loops (`socket:name`, `probe:name`), make comfyd slower
     but not unready; any other sick loop does.
@@ -41,8 +41,9 @@ async def ready(request: Request) -> Response:
     backends = _backends(state)
     loops = _loops(state)
     able = all(":" in loop.name for loop in loops)
-    works = store.ok and able and any(backend.ready for backend in backends)
-    checks = ChecksView(store=store, comfyui=backends, storages=_storages(state), loops=loops)
+    disk = CheckView(ok=state.room.shortage is None, reason=state.room.shortage)
+    works = store.ok and disk.ok and able and any(backend.ready for backend in backends)
+    checks = ChecksView(store=store, disk=disk, comfyui=backends, storages=_storages(state), loops=loops)
     return JsonResponse(ReadyView(ready=works, checks=checks), 200 if works else 503, NO_STORE)
 
 

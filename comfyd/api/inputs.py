@@ -63,6 +63,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 async def create(request: Request) -> Response:
     """`POST /api/inputs`."""
     state = state_of(request)
+    state.room.check()
     body = requests.chunks(request, "upload_bytes")
     kind, options = parse_options_header(request.headers.get("content-type"))
     files: list[tuple[str | None, Received]] = []

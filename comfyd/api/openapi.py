@@ -10,9 +10,11 @@ import msgspec
 
 from comfyd.api import schemas
 from comfyd.api.errors import FRAMEWORK_CODES, status_of
+from comfyd.api.notices import OutputMessage, TaskMessage
 from comfyd.api.operations import OPERATIONS, TAGS, Answer, Operation
-from comfyd.api.parameters import Parameter
+from comfyd.api.parameters import SIGNED, Parameter
 from comfyd.errors import ComfydError, ForeignOrigin
+from comfyd.tasks import EventType
 from comfyd.workflows import FILE_TYPES, TemplateInput, WorkflowTemplate, json_schema
 
 _JSON: Final = "application/json"
@@ -28,6 +30,17 @@ _UPLOADS: Final[dict[str, Any]] = {
     "application/octet-stream": {},
 }
 """What files may be sent as; a single one as any type."""
+_TOLD: Final = {
+    EventType.STARTED: "A task is worked on",
+    EventType.OUTPUT: "A task has ended, and this is one of its outputs",
+    EventType.COMPLETED: "A task has ended well",
+    EventType.FAILED: "A task has failed for good",
+    EventType.CANCELED: "A task was canceled",
+}
+_SENT: Final = (
+    "Sent to the `webhook_url` of a task whose `webhook_events` name it, as Standard Webhooks 1.0 describes: "
+    "at least once, so that a receiver keeps the `webhook-id`s that it has seen."
+)
 _ABOUT: Final = (
     "A durable REST service in front of ComfyUI: submit a workflow, get an id at once, receive stored "
     "results. "
@@ -57,6 +70,7 @@ def document(version: str, base: str, templates: Iterable[WorkflowTemplate]) -> 
         "servers": [{"url": base}],
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
+        "webhooks": {str(event): {"post": _webhook(event, references)} for event in EventType},
         "components": {"schemas": components},
     }
 
@@ -64,7 +78,7 @@ def document(version: str, base: str, templates: Iterable[WorkflowTemplate]) -> 
 @cache
 def _components() -> tuple[dict[Any, dict[str, Any]], dict[str, Any]]:
     """How each struct is referred to, and all of their schemas."""
-    kinds: list[Any] = [schemas.ErrorView]
+    kinds: list[Any] = [schemas.ErrorView, TaskMessage, OutputMessage]
     for operation in OPERATIONS.values():
         kinds += [kind for kind in (operation.body, *(answer.kind for answer in operation.answers)) if kind]
     unique = list(dict.fromkeys(kinds))
@@ -99,6 +113,23 @@ def _operation(operation: Operation, references: dict[Any, dict[str, Any]]) -> d
     return made
 
 
+def _webhook(event: EventType, references: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+    """A message that comfyd sends."""
+    kind = OutputMessage if event is EventType.OUTPUT else TaskMessage
+    return {
+        "tags": ["webhooks"],
+        "summary": _TOLD[event],
+        "description": _SENT,
+        "parameters": [_parameter(parameter) for parameter in SIGNED],
+        "requestBody": {"required": True, "content": {_JSON: {"schema": references[kind]}}},
+        "responses": {
+            "2XX": {"description": "It has arrived."},
+            "410": {"description": "The receiver wants nothing any more: this message is given up."},
+            "default": {"description": "It is sent again later."},
+        },
+    }
+
+
 def _parameter(parameter: Parameter) -> dict[str, Any]:
     made: dict[str, Any] = {
         "name": parameter.name,
@@ -109,6 +140,8 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     }
     if parameter.deep:
         made |= {"style": "deepObject", "explode": True}
+    if parameter.listed:
+        made |= {"style": "form", "explode": False}
     return made
 
 

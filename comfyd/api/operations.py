@@ -10,7 +10,10 @@ from comfyd.api.inputs import FILES, UploadListView
 from comfyd.api.parameters import (
     BACKEND,
     BOOLEAN,
+    CURSOR,
+    DELIVERY,
     KEY,
+    LIMIT,
     METADATA,
     NAME,
     PREFER,
@@ -21,6 +24,7 @@ from comfyd.api.parameters import (
     WAIT,
     Parameter,
 )
+from comfyd.deliveries import DeliveryStatus
 from comfyd.errors import ComfydError
 
 Row = tuple[str, str]
@@ -55,6 +59,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
 TAGS: Final = {
     "tasks": "Submit workflows, follow them, fetch what they made.",
+    "webhooks": "What webhooks were told of tasks, and telling it again.",
     "workflows": "Workflow templates: graphs with named, typed inputs.",
     "comfyui": "ComfyUI itself.",
     "health": "How comfyd is.",
@@ -151,12 +156,8 @@ OPERATIONS: Final[dict[Row, Operation]] = {
             ),
             Parameter(name="workflow", description="Only of this template.", schema=STRING),
             METADATA,
-            Parameter(name="cursor", description="`next_cursor` of the page before.", schema=STRING),
-            Parameter(
-                name="limit",
-                description="Tasks on a page; at most `limits.list_page`.",
-                schema={"type": "integer", "minimum": 1, "default": 20},
-            ),
+            CURSOR,
+            LIMIT,
         ),
         answers=(Answer(status=200, description="A page.", kind=schemas.TaskListView),),
         errors=(errors.MalformedRequest, *_STORE),
@@ -194,7 +195,7 @@ OPERATIONS: Final[dict[Row, Operation]] = {
         description="The same graph and inputs under the same id; its earlier outputs are forgotten.",
         parameters=(TASK,),
         answers=(_QUEUED,),
-        errors=(errors.TaskNotFound, errors.Conflict, *_STORE),
+        errors=(errors.TaskNotFound, errors.Conflict, *_STORE, errors.InsufficientStorage),
     ),
     ("GET", "/api/tasks/{task_id}/events"): Operation(
         id="follow_task",
@@ -266,6 +267,40 @@ OPERATIONS: Final[dict[Row, Operation]] = {
             Answer(status=416, description="The range lies outside it."),
         ),
         errors=(errors.InvalidSignature, errors.FileNotFound, errors.StorageError, *_STORE),
+    ),
+    ("GET", "/api/deliveries"): Operation(
+        id="list_deliveries",
+        tag="webhooks",
+        summary="List the messages owed to webhooks, newest first",
+        parameters=(
+            Parameter(name="task_id", description="Only of this task.", schema={**STRING, "format": "uuid"}),
+            Parameter(
+                name="status",
+                description="Only these.",
+                schema={"enum": [str(word) for word in DeliveryStatus]},
+            ),
+            CURSOR,
+            LIMIT,
+        ),
+        answers=(Answer(status=200, description="A page.", kind=schemas.DeliveryListView),),
+        errors=(errors.MalformedRequest, *_STORE),
+    ),
+    ("GET", "/api/deliveries/{delivery_id}"): Operation(
+        id="read_delivery",
+        tag="webhooks",
+        summary="Read a delivery and its tries",
+        parameters=(DELIVERY,),
+        answers=(Answer(status=200, description="The delivery.", kind=schemas.DeliveryView),),
+        errors=(errors.DeliveryNotFound, *_STORE),
+    ),
+    ("POST", "/api/deliveries/{delivery_id}/redeliver"): Operation(
+        id="redeliver",
+        tag="webhooks",
+        summary="Deliver a message once more, whatever became of it",
+        description="At once, and then by the schedule of retries from its start. The `webhook-id` stays.",
+        parameters=(DELIVERY,),
+        answers=(Answer(status=202, description="The delivery: it is due.", kind=schemas.DeliveryView),),
+        errors=(errors.DeliveryNotFound, *_STORE),
     ),
     ("GET", "/api/workflows"): Operation(
         id="list_workflows",

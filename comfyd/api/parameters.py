@@ -5,10 +5,10 @@ from typing import Any, Final, get_args
 import msgspec
 
 from comfyd.api.comfyui import BACKEND_HEADER
-from comfyd.api.requests import IDEMPOTENCY_KEY
-from comfyd.api.schemas import METADATA_PAIRS
+from comfyd.api.requests import IDEMPOTENCY_KEY, PAGE
+from comfyd.api.schemas import METADATA_PAIRS, WEBHOOK_URL
 from comfyd.config import StorageName
-from comfyd.tasks import PictureFormat
+from comfyd.tasks import EventType, PictureFormat
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,6 +21,8 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
     required: bool = False
     deep: bool = False
     """Written as `name[key]=value`."""
+    listed: bool = False
+    """Written as `name=a,b`."""
 
 
 STRING: Final[dict[str, Any]] = {"type": "string"}
@@ -62,6 +64,28 @@ METADATA: Final = Parameter(
 REST: Final = Parameter(
     name="path", place="path", description="The path in ComfyUI's own API.", schema=STRING, required=True
 )
+CURSOR: Final = Parameter(name="cursor", description="`next_cursor` of the page before.", schema=STRING)
+LIMIT: Final = Parameter(
+    name="limit",
+    description="How many on a page; at most `limits.list_page`.",
+    schema={"type": "integer", "minimum": 1, "default": PAGE},
+)
+DELIVERY: Final = Parameter(
+    name="delivery_id",
+    place="path",
+    description="The delivery: its `webhook-id`.",
+    schema=STRING,
+    required=True,
+)
+SIGNED: Final = tuple(
+    Parameter(name=name, place="header", description=description, schema=STRING, required=True)
+    for name, description in (
+        ("webhook-id", "Names the message; the same on every try."),
+        ("webhook-timestamp", "When this try was made, in seconds since 1970."),
+        ("webhook-signature", "One or more signatures `v1,…`, with blanks between."),
+    )
+)
+"""The headers of a message to a webhook."""
 POSITIVE: Final[dict[str, Any]] = {"type": "number", "exclusiveMinimum": 0}
 RUN: Final = (
     Parameter(
@@ -113,8 +137,28 @@ RUN: Final = (
     Parameter(
         name="output.inline", description="Show small outputs in the task itself, in base64.", schema=BOOLEAN
     ),
+    Parameter(
+        name="webhook_url",
+        description="Where to send signed messages of what becomes of the task.",
+        schema={"type": "string", "maxLength": WEBHOOK_URL},
+    ),
+    Parameter(
+        name="webhook_events",
+        description="What to tell of, with commas between; by default how the task ends, in any way.",
+        schema={
+            "type": "array",
+            "items": {"enum": [str(word) for word in EventType]},
+            "minItems": 1,
+            "uniqueItems": True,
+        },
+        listed=True,
+    ),
     METADATA,
     WAIT,
     PREFER,
     KEY,
 )
+RUN_QUERY: Final = tuple(
+    f"{each.name}[key]" if each.deep else each.name for each in RUN if each.place == "query"
+)
+"""What may stand in the query of such a request."""

@@ -18,7 +18,7 @@ from comfyd.api.schemas import METADATA_KEY, METADATA_PAIRS, METADATA_VALUE
 from comfyd.api.state import state_of
 from comfyd.config import StorageName
 from comfyd.errors import BodyTooLarge, MalformedRequest, TaskNotFound, UnsupportedMediaType
-from comfyd.tasks import IdempotencyKey, PictureFormat
+from comfyd.tasks import EventType, IdempotencyKey, PictureFormat
 
 T = TypeVar("T")
 BodyLimit = Literal["body_bytes", "upload_bytes"]
@@ -26,6 +26,8 @@ BodyLimit = Literal["body_bytes", "upload_bytes"]
 
 IDEMPOTENCY_KEY: Final = 255
 """Characters at most."""
+PAGE: Final = 20
+"""Entries on a page of a list where the client names no `limit`."""
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _JSON_TYPE: Final = re.compile(r"application/json|[\w.+-]+/[\w.+-]+\+json", re.ASCII)
@@ -38,13 +40,10 @@ _EXPECTED: Final = {
     "$.output.format": f"must be one of {', '.join(get_args(PictureFormat))}",
     "$.output.storage": f"must be one of {', '.join(get_args(StorageName))}",
     "$.output.metadata": "must be keep or strip",
+    "$.webhook_events[...]": f"must be some of {', '.join(EventType)}",
 }
 """What fields take, where the words of the validator do not help."""
-_LATER: Final = {
-    "callbackUrl": "webhooks are not part of this version: read the task, or its events",
-    "webhook_url": "webhooks are not part of this version: read the task, or its events",
-    "prompt": "there is no such field: comfyd calls the graph `workflow`",
-}
+_ELSEWHERE: Final = {"prompt": "there is no such field: comfyd calls the graph `workflow`"}
 
 
 def task_id(connection: HTTPConnection) -> str:
@@ -132,13 +131,14 @@ def _explained(text: str) -> tuple[str, str]:
     path = re.sub(r"^`key` in ", "a key of ", place).replace("`", "") or "$"
     field = _FIELD.fullmatch(message)
     if field is None:
-        if path in _EXPECTED and message.startswith(("Expected `str` matching", "Invalid enum value")):
-            return _EXPECTED[path], path
+        expected = _EXPECTED.get(re.sub(r"\[\d+\]", "[...]", path))
+        if expected and message.startswith(("Expected `str` matching", "Invalid enum value")):
+            return expected, path
         return message.replace("`", ""), path
     name = field[1]
     if "missing" in message:
         return "is required", f"{path}.{name}"
-    return _LATER.get(name, "there is no such field"), f"{path}.{name}"
+    return _ELSEWHERE.get(name, "there is no such field"), f"{path}.{name}"
 
 
 def idempotency_key(request: Request, *parts: bytes) -> IdempotencyKey | None:
@@ -172,12 +172,12 @@ def wait_seconds(request: Request) -> float | None:
 def known(query: QueryParams, *names: str) -> None:
     """Raises `MalformedRequest` for a parameter that is none of these, or is given twice.
 
-    A misspelt filter would otherwise be no filter.
+    A misspelt filter would otherwise be no filter. `metadata[key]` among the names stands for any key.
     """
     seen: set[str] = set()
     for name, _ in query.multi_items():
-        if name not in names and not _METADATA.fullmatch(name):
-            message = f"there is no parameter {name[:100]!r}; there are {', '.join(names)}, metadata[key]"
+        if ("metadata[key]" if _METADATA.fullmatch(name) else name) not in names:
+            message = f"there is no parameter {name[:100]!r}; there are {', '.join(names)}"
             raise MalformedRequest(message, details={"parameter": name[:100]})
         if name in seen:
             message = f"the parameter {name[:100]!r} is given twice"
@@ -212,6 +212,13 @@ def integer(query: QueryParams, name: str, least: int, most: int) -> int | None:
             details={"parameter": name},
         )
     return int(text)
+
+
+def page(request: Request) -> tuple[str | None, int]:
+    """The cursor and the limit that a list is asked with."""
+    most = state_of(request).config.limits.list_page
+    query = request.query_params
+    return query.get("cursor") or None, integer(query, "limit", 1, most) or min(PAGE, most)
 
 
 def truth(query: QueryParams, name: str) -> bool:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp
 
-from comfyd.api import comfyui, documentation, events, files, health, inputs, tasks, workflows
+from comfyd.api import comfyui, deliveries, documentation, events, files, health, inputs, tasks, workflows
 from comfyd.api.errors import EXPECTED_ERRORS, UNEXPECTED_ERRORS
 from comfyd.api.origins import Origins
 from comfyd.api.request_id import RequestIds
@@ -32,6 +32,9 @@ ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
     ("GET", "/api/tasks/{task_id}/ws", events.not_a_websocket),
     ("POST", "/api/inputs", inputs.create),
     ("GET", "/api/files/{key:path}", files.read_file),
+    ("GET", "/api/deliveries", deliveries.list_deliveries),
+    ("GET", "/api/deliveries/{delivery_id}", deliveries.read),
+    ("POST", "/api/deliveries/{delivery_id}/redeliver", deliveries.redeliver),
     ("GET", "/api/workflows", workflows.list_workflows),
     ("GET", "/api/workflows/{name}", workflows.read_workflow),
     ("POST", "/api/workflows/{name}/run", tasks.run),

@@ -10,11 +10,13 @@ import msgspec
 from msgspec import Meta
 
 from comfyd.config import Prefix, StorageName
-from comfyd.tasks import PictureFormat
+from comfyd.deliveries import DeliveryStatus
+from comfyd.tasks import EventType, PictureFormat
 
 METADATA_PAIRS: Final = 16
 METADATA_KEY: Final = 64
 METADATA_VALUE: Final = 512
+WEBHOOK_URL: Final = 2048
 """Characters at most."""
 
 StatusWord = Literal["PENDING", "PROCESSING", "COMPLETED", "FAILED", "CANCELED"]
@@ -32,6 +34,10 @@ Metadata = Annotated[
         Annotated[str, Meta(max_length=METADATA_VALUE)],
     ],
     Meta(max_length=METADATA_PAIRS),
+]
+WebhookUrl = Annotated[str, Meta(min_length=1, max_length=WEBHOOK_URL)]
+WebhookEvents = Annotated[
+    tuple[EventType, ...], Meta(min_length=1, max_length=5, extra_json_schema={"uniqueItems": True})
 ]
 
 PRIORITIES: dict[str, int] = {"low": -10, "normal": 0, "high": 10}
@@ -80,6 +86,15 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = None
     metadata: Metadata = {}
     output: OutputRequest = OutputRequest()
+    webhook_url: Annotated[
+        WebhookUrl | None, Meta(description="Where to send signed messages of what becomes of the task.")
+    ] = None
+    callback_url: Annotated[WebhookUrl | None, Meta(description="Another name of `webhook_url`.")] = (
+        msgspec.field(name="callbackUrl", default=None)
+    )
+    webhook_events: Annotated[
+        WebhookEvents | None, Meta(description="What to tell of; null is how the task ends, in any way.")
+    ] = None
 
 
 class ProgressView(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,8 +110,8 @@ class ProgressView(msgspec.Struct, frozen=True, kw_only=True):
     message: str | None
 
 
-class OutputView(msgspec.Struct, frozen=True, kw_only=True):
-    """One stored result."""
+class StoredView(msgspec.Struct, frozen=True, kw_only=True):
+    """One stored result, but not itself."""
 
     node_id: str
     name: str
@@ -110,6 +125,11 @@ class OutputView(msgspec.Struct, frozen=True, kw_only=True):
     url: Annotated[str, Meta(description="Where to fetch it; it may expire: the task then has a new one.")]
     storage: Annotated[str, Meta(description="The storage that has it.")]
     text: Annotated[str | None, Meta(description="A text output itself, where it is short.")]
+
+
+class OutputView(StoredView, frozen=True, kw_only=True):
+    """One stored result."""
+
     data: Annotated[
         str | None, Meta(description="The file in base64, where `output.inline` was asked and it is small.")
     ]
@@ -149,6 +169,7 @@ class UrlsView(msgspec.Struct, frozen=True, kw_only=True):
     ws: str
     cancel: str
     retry: str
+    deliveries: str
 
 
 class TaskView(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,6 +202,40 @@ class TaskListView(msgspec.Struct, frozen=True, kw_only=True):
     """A page of tasks, newest first."""
 
     tasks: tuple[TaskView, ...]
+    next_cursor: Annotated[str | None, Meta(description="For the next page; null on the last.")]
+
+
+class DeliveryTryView(msgspec.Struct, frozen=True, kw_only=True):
+    """One try to deliver."""
+
+    number: int
+    at: Moment
+    duration_ms: int
+    status: Annotated[int | None, Meta(description="The receiver's HTTP status; null where it gave none.")]
+    error: Annotated[str | None, Meta(description="Why it does not count; null for a 2xx.")]
+
+
+class DeliveryView(msgspec.Struct, frozen=True, kw_only=True):
+    """One message owed to a webhook; `id` is its `webhook-id`, the same on every try."""
+
+    id: str
+    task_id: str
+    type: EventType
+    url: Annotated[str, Meta(description="Without what its query says, and without a password.")]
+    status: Annotated[
+        DeliveryStatus,
+        Meta(description="`failed` when all tries are used up, `gone` when the receiver answered 410."),
+    ]
+    created_at: Moment
+    next_at: Annotated[Moment | None, Meta(description="When it is tried next; null unless it is pending.")]
+    ended_at: Moment | None
+    tries: Annotated[tuple[DeliveryTryView, ...], Meta(description="Oldest first.")]
+
+
+class DeliveryListView(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of deliveries, newest first."""
+
+    deliveries: tuple[DeliveryView, ...]
     next_cursor: Annotated[str | None, Meta(description="For the next page; null on the last.")]
 
 
@@ -288,13 +343,14 @@ class ChecksView(msgspec.Struct, frozen=True, kw_only=True):
     """What was looked at."""
 
     store: CheckView
+    disk: Annotated[CheckView, Meta(description="Whether `data.dir` has room for new work.")]
     comfyui: tuple[BackendView, ...]
     storages: tuple[StorageView, ...]
     loops: tuple[LoopView, ...]
 
 
 class ReadyView(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether comfyd can work now: the database answers and at least one ComfyUI is ready."""
+    """Whether comfyd can work now: the database answers, the disk has room, a ComfyUI is ready."""
 
     ready: bool
     checks: ChecksView

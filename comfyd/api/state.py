@@ -1,6 +1,7 @@
 """What the routes work with, put together by whoever opens it; never opens or closes anything itself."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,6 +13,7 @@ from comfyd.clock import Clock
 from comfyd.comfy.backend import Backend
 from comfyd.config import Config
 from comfyd.control import Control
+from comfyd.disk import Room
 from comfyd.estimate import Estimator
 from comfyd.loops import Health
 from comfyd.metrics import Metrics
@@ -20,6 +22,10 @@ from comfyd.storage.opening import Storages
 from comfyd.store.base import Store
 from comfyd.submission import Submission
 from comfyd.uploads import Uploads
+
+
+def _nobody() -> None:
+    """This process delivers nothing: whoever does looks at the table by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +38,7 @@ class State:
     storages: Storages
     links: Links
     uploads: Uploads
+    room: Room
     board: Board
     submission: Submission
     control: Control
@@ -45,6 +52,8 @@ class State:
     started_at: int
     """UTC milliseconds."""
     version: str
+    wake_deliverer: Callable[[], None] = _nobody
+    """Call after making a delivery due. What nobody calls for is found due a little later all the same."""
 
 
 def state_of(connection: HTTPConnection) -> State:

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import orjson
@@ -11,6 +11,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from comfyd.api import requests
+from comfyd.api.parameters import RUN_QUERY
 from comfyd.api.responses import JsonResponse, base_url
 from comfyd.api.schemas import PRIORITIES, OutputRequest, TaskListView, TaskRequest, TaskView
 from comfyd.api.state import State, state_of
@@ -28,10 +29,8 @@ from comfyd.tasks import (
     Status,
     Task,
     TaskFilter,
+    Webhook,
 )
-
-PAGE: Final = 20
-"""Tasks on a page where the client names no `limit`."""
 
 
 async def submit(request: Request) -> Response:
@@ -66,6 +65,7 @@ async def run(request: Request) -> Response:
 def _options(request: Request) -> dict[str, Any]:
     """The query parameters that stand for fields of the submit body, as that body would hold them."""
     query = request.query_params
+    requests.known(query, *RUN_QUERY)
     options: dict[str, Any] = {}
     if "priority" in query:
         word = query["priority"].lower()
@@ -75,6 +75,10 @@ def _options(request: Request) -> dict[str, Any]:
     for name in ("timeout", "start_timeout"):
         if name in query:
             options[name] = requests.number(query, name)
+    if "webhook_url" in query:
+        options["webhook_url"] = query["webhook_url"]
+    if "webhook_events" in query:
+        options["webhook_events"] = query["webhook_events"].split(",")
     options["metadata"] = requests.metadata(query)
     options["output"] = _output(query)
     return options
@@ -116,6 +120,7 @@ async def accept(request: Request, wanted: TaskRequest, key: IdempotencyKey | No
             start_timeout=wanted.start_timeout,
             metadata=wanted.metadata,
             output=output_options(wanted.output),
+            webhook=webhook(wanted),
         ),
         key,
     )
@@ -127,15 +132,10 @@ async def accept(request: Request, wanted: TaskRequest, key: IdempotencyKey | No
 def output_options(wanted: OutputRequest) -> OutputOptions:
     """What is wanted of the outputs. Raises `MalformedRequest` for a quality of nothing."""
     if wanted.quality is not None and wanted.format in {None, "png"}:
-        raise MalformedRequest(
-            "$.output.quality: needs `format` jpeg, webp or avif", details={"path": "$.output.quality"}
-        )
+        raise _contradicting("$.output.quality", "needs `format` jpeg, webp or avif")
     if any(requests.is_task_id(folder) for folder in wanted.prefix.split("/")):
         # where it would meet the files of a task
-        raise MalformedRequest(
-            "$.output.prefix: a folder may not be called like a task's id",
-            details={"path": "$.output.prefix"},
-        )
+        raise _contradicting("$.output.prefix", "a folder may not be called like a task's id")
     return OutputOptions(
         include_temp=wanted.include_temp,
         storage=wanted.storage,
@@ -145,6 +145,26 @@ def output_options(wanted: OutputRequest) -> OutputOptions:
         strip=wanted.metadata == "strip",
         inline=wanted.inline,
     )
+
+
+def webhook(wanted: TaskRequest) -> Webhook | None:
+    """Whom to tell of what. Raises `MalformedRequest` where the fields contradict each other."""
+    url, events = wanted.webhook_url, wanted.webhook_events
+    if wanted.callback_url is not None:
+        if url not in {None, wanted.callback_url}:
+            raise _contradicting("$.callbackUrl", "is another name of `webhook_url`, and says something else")
+        url = wanted.callback_url
+    if events is not None and len(set(events)) < len(events):
+        raise _contradicting("$.webhook_events", "names an event twice")
+    if url is None:
+        if events is not None:
+            raise _contradicting("$.webhook_events", "needs `webhook_url`")
+        return None
+    return Webhook(url=url) if events is None else Webhook(url=url, events=events)
+
+
+def _contradicting(path: str, message: str) -> MalformedRequest:
+    return MalformedRequest(f"{path}: {message}", details={"path": path})
 
 
 async def accepted(request: Request, added: Added) -> Response:
@@ -176,17 +196,15 @@ async def read(request: Request) -> Response:
 
 async def list_tasks(request: Request) -> Response:
     """`GET /api/tasks`."""
-    state = state_of(request)
     query = request.query_params
-    requests.known(query, "status", "workflow", "cursor", "limit")
-    most = state.config.limits.list_page
-    limit = requests.integer(query, "limit", 1, most) or min(PAGE, most)
+    requests.known(query, "status", "workflow", "metadata[key]", "cursor", "limit")
+    cursor, limit = requests.page(request)
     wanted = TaskFilter(
         status=_status(query.get("status")),
         workflow=query.get("workflow"),
         metadata=requests.metadata(query),
     )
-    page = await state.store.list_tasks(wanted, query.get("cursor") or None, limit)
+    page = await state_of(request).store.list_tasks(wanted, cursor, limit)
     views = await asyncio.gather(*(viewed(request, task, data=False) for task in page.tasks))
     answer = TaskListView(tasks=tuple(views), next_cursor=page.next_cursor)
     return JsonResponse(answer, headers={"Cache-Control": "no-store"})
@@ -212,7 +230,9 @@ async def cancel(request: Request) -> Response:
 
 async def retry(request: Request) -> Response:
     """`POST /api/tasks/{task_id}/retry`."""
-    task = await state_of(request).control.retry(requests.task_id(request))
+    state = state_of(request)
+    state.room.check()
+    task = await state.control.retry(requests.task_id(request))
     view = await viewed(request, task)
     return JsonResponse(view, 202, {"Location": view.urls.self})
 

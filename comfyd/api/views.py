@@ -8,6 +8,8 @@ from typing import Final, Literal, overload
 
 from comfyd.api.schemas import (
     AttemptView,
+    DeliveryTryView,
+    DeliveryView,
     OutputView,
     ProgressView,
     StatusWord,
@@ -15,6 +17,8 @@ from comfyd.api.schemas import (
     TaskView,
     UrlsView,
 )
+from comfyd.config import masked
+from comfyd.deliveries import Delivery
 from comfyd.estimate import Estimate
 from comfyd.progress import Progress
 from comfyd.tasks import Artefact, Attempt, OutputType, Status, Task, TaskError
@@ -68,10 +72,10 @@ def task_view(
         eta_seconds=estimate.eta_seconds,
         progress=progress_view(task, progress),
         outputs=outputs,
-        error=_error_view(task.error),
+        error=error_view(task.error),
         attempts=tuple(_attempt_view(attempt) for attempt in task.attempts),
         metadata=task.metadata,
-        urls=_urls(task.id, base),
+        urls=urls_view(task.id, base),
     )
 
 
@@ -125,7 +129,8 @@ def output_view(artefact: Artefact, url: str, data: str | None) -> OutputView:
     )
 
 
-def _error_view(error: TaskError | None) -> TaskErrorView | None:
+def error_view(error: TaskError | None) -> TaskErrorView | None:
+    """Why a task or an attempt failed."""
     if error is None:
         return None
     return TaskErrorView(
@@ -141,11 +146,12 @@ def _attempt_view(attempt: Attempt) -> AttemptView:
         started_at=moment(attempt.claimed_at),
         ended_at=moment(attempt.ended_at),
         outcome=attempt.outcome,
-        error=_error_view(attempt.error),
+        error=error_view(attempt.error),
     )
 
 
-def _urls(task_id: str, base: str) -> UrlsView:
+def urls_view(task_id: str, base: str) -> UrlsView:
+    """Where to go on from a task."""
     own = f"{base}/api/tasks/{task_id}"
     # http becomes ws and https wss
     return UrlsView(
@@ -154,4 +160,35 @@ def _urls(task_id: str, base: str) -> UrlsView:
         ws=f"ws{own.removeprefix('http')}/ws",
         cancel=f"{own}/cancel",
         retry=f"{own}/retry",
+        deliveries=f"{base}/api/deliveries?task_id={task_id}",
     )
+
+
+def delivery_view(delivery: Delivery) -> DeliveryView:
+    """A message owed to a webhook, with its tries."""
+    return DeliveryView(
+        id=delivery.id,
+        task_id=delivery.task_id,
+        type=delivery.type,
+        url=shown_url(delivery.url),
+        status=delivery.status,
+        created_at=moment(delivery.created_at),
+        next_at=moment(delivery.next_at),
+        ended_at=moment(delivery.ended_at),
+        tries=tuple(
+            DeliveryTryView(
+                number=made.number,
+                at=moment(made.at),
+                duration_ms=made.duration_ms,
+                status=made.status,
+                error=made.error,
+            )
+            for made in delivery.tries
+        ),
+    )
+
+
+def shown_url(url: str) -> str:
+    """A webhook's url as it may be seen: its query often holds a token, and stands as `?...`."""
+    plain, mark, _ = url.partition("#")[0].partition("?")
+    return masked(plain) + (mark and "?...")

@@ -6,6 +6,7 @@ server and no redirect can lead it past the guard.
 """
 
 from comfyd.guard.client import GuardedClient, Lookup, Reply, open_client
+from comfyd.guard.names import SystemNames
 from comfyd.guard.policy import Guard, parse_allow
 
-__all__ = ["Guard", "GuardedClient", "Lookup", "Reply", "open_client", "parse_allow"]
+__all__ = ["Guard", "GuardedClient", "Lookup", "Reply", "SystemNames", "open_client", "parse_allow"]

@@ -4,15 +4,13 @@ Redirects are followed by hand and judged one by one. Proxies of the environment
 kept, bodies are not decoded, and a connection serves one request, so that each one was judged for its own.
 """
 
-import asyncio
 import errno
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import aiohttp
 import structlog
@@ -20,6 +18,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from comfyd.errors import FetchFailed, HostNotFound, InvalidUrl, TooManyRedirects
+from comfyd.guard.names import SystemNames
 from comfyd.guard.policy import Guard, blocked
 
 log = structlog.get_logger("comfyd.guard")
@@ -28,7 +27,6 @@ MOST_REDIRECTS: Final = 3
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _CONNECT_SECONDS: Final = 10.0
 _READ_AHEAD: Final = 128 * 1024
-_NAME_THREADS: Final = 8
 
 Lookup: TypeAlias = Callable[[str], Awaitable[Sequence[str]]]
 """Host name -> its addresses. Raises `OSError`, which is a `socket.gaierror` where there is none."""
@@ -109,13 +107,12 @@ async def open_client(
 
     Names are looked up in the system unless a `lookup` is given.
     """
-    with _SystemNames() as names:
-        resolve = lookup or names
-        async with (
-            _session(_Resolver(resolve, guard), partial(checked_socket, guard), silence) as guarded,
-            _session(_Resolver(resolve, None), None, silence) as trusting,
-        ):
-            yield GuardedClient(guard, guarded, trusting)
+    resolve = lookup or SystemNames()
+    async with (
+        _session(_Resolver(resolve, guard), partial(checked_socket, guard), silence) as guarded,
+        _session(_Resolver(resolve, None), None, silence) as trusting,
+    ):
+        yield GuardedClient(guard, guarded, trusting)
 
 
 class _Refused(OSError):
@@ -171,30 +168,6 @@ class _Resolver(AbstractResolver):
 
     async def close(self) -> None:
         """Nothing is held."""
-
-
-class _SystemNames:
-    """The system's names, asked for on threads of their own. Enter it to use it.
-
-    A name server that does not answer holds a thread for long: not one of those on which comfyd writes files.
-    """
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_NAME_THREADS, thread_name_prefix="comfyd-names")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    async def __call__(self, host: str) -> Sequence[str]:
-        found = await asyncio.get_running_loop().run_in_executor(self._threads, _system_lookup, host)
-        return [str(address[0]) for *_, address in found]
-
-
-def _system_lookup(host: str) -> Sequence[tuple[Any, ...]]:
-    return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
 
 
 def _session(

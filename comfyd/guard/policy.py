@@ -87,7 +87,10 @@ class Guard:
             )
         try:
             normal, exact = URL(url), URL(url, encoded=True)
-        except ValueError:  # its words may show a password
+        except (
+            ValueError,
+            IndexError,
+        ):  # yarl's second one is of some hosts in brackets; words may show a password
             raise InvalidUrl("this is not a url: its host or its port is malformed") from None
         if normal.scheme not in {"http", "https"}:
             raise InvalidUrl("a url has to begin with http:// or https://")
@@ -116,7 +119,7 @@ class Guard:
             # Many servers forget to quote blanks, and every browser forgives it.
             target = current.join(URL(location.strip().replace(" ", "%20"), encoded=True))
             checked = self.check_url(str(target))
-        except ValueError:
+        except (ValueError, IndexError):
             raise InvalidUrl(f"{host} redirects to something that is not a url") from None
         except (InvalidUrl, BlockedAddress) as error:
             raise type(error)(f"{host} redirects: {error.message}", details=error.details) from None
@@ -196,6 +199,6 @@ def _name(entry: str) -> str:
         host = URL.build(scheme="http", host=entry).raw_host or ""
         if literal(host) is None and _is_name(host):
             return host.removesuffix(".").lower()
-    except ValueError:
+    except (ValueError, IndexError):
         raise ValueError(wrong) from None
     raise ValueError(wrong)

@@ -84,9 +84,11 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def serving(config: Config, *, works: bool = False, state: Any = None) -> AsyncIterator[Edge]:
-    """Serve the API of this configuration; `state` changes the state before."""
-    async with bench(config, works=works) as made:
+async def serving(
+    config: Config, *, works: bool = False, state: Any = None, **facts: Any
+) -> AsyncIterator[Edge]:
+    """Serve the API of this configuration; `state` changes the state before. `facts` are those of `bench`."""
+    async with bench(config, works=works, **facts) as made:
         if state is not None:
             made.state = state(made.state)
         timeout = aiohttp.ClientTimeout(total=PATIENCE)

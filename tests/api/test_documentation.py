@@ -12,6 +12,7 @@ from openapi_spec_validator import validate
 from comfyd.api.openapi import document, error_codes
 from comfyd.api.operations import OPERATIONS, TAGS
 from comfyd.api.routes import ROUTES
+from comfyd.tasks import EventType
 from comfyd.workflows import parse_template
 from tests.api.conftest import Edge
 from tests.support.values import GRAPH
@@ -46,6 +47,17 @@ async def test_document_is_valid_openapi_3_1_with_typed_templates(edge: Edge) ->
     assert "path" not in {parameter["in"] for parameter in run["parameters"]}
     examples = made["paths"]["/api/tasks"]["post"]["requestBody"]["content"]["application/json"]["examples"]
     assert set(examples) == {"template", "graph"}
+
+
+async def test_messages_to_webhooks_are_described(edge: Edge) -> None:
+    told = (await whole(edge))["webhooks"]
+    assert set(told) == set(EventType)
+    for event, item in told.items():
+        schema = item["post"]["requestBody"]["content"]["application/json"]["schema"]
+        message = "OutputMessage" if event == EventType.OUTPUT else "TaskMessage"
+        assert schema == {"$ref": f"#/components/schemas/{message}"}
+        names = [parameter["name"] for parameter in item["post"]["parameters"]]
+        assert names == ["webhook-id", "webhook-timestamp", "webhook-signature"]
 
 
 async def test_answers_are_what_the_document_says(edge: Edge) -> None:

@@ -66,6 +66,7 @@ async def test_accepted_task_is_durable_and_has_every_key(edge: Edge, path: str)
         "ws": f"ws{edge.base[4:]}/api/tasks/{task['task_id']}/ws",
         "cancel": f"{edge.base}/api/tasks/{task['task_id']}/cancel",
         "retry": f"{edge.base}/api/tasks/{task['task_id']}/retry",
+        "deliveries": f"{edge.base}/api/deliveries?task_id={task['task_id']}",
     }
     row = await edge.bench.task(task["task_id"])
     assert row.status is Status.QUEUED

@@ -98,6 +98,15 @@ async def test_run_refuses_what_is_wrong(edge: Edge) -> None:
         "timeout=-1": {"parameter": "timeout"},
         "timeout=0": {"path": "$.timeout"},
         "include_temp=perhaps": {"parameter": "include_temp"},
+        "webhook_url=": {"path": "$.webhook_url"},
+        "webhook_events=task.failed": {"path": "$.webhook_events"},
+        "webhook_url=http://x/&webhook_events=": {"path": "$.webhook_events[0]"},
+        "webhook_url=http://x/&webhook_events=task.failed,done": {"path": "$.webhook_events[1]"},
+        "webhook_url=http://x/&webhook_events=task.failed,task.failed": {"path": "$.webhook_events"},
+        "webhook_url=http://x/&webhook_url=http://y/": {"parameter": "webhook_url"},
+        "prioritty=1": {"parameter": "prioritty"},
+        "output.colour=red": {"parameter": "output.colour"},
+        "metadata=x": {"parameter": "metadata"},
     }
     for query, details in wrong.items():
         status, answer = await run(edge, f"?{query}")
