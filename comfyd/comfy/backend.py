@@ -3,8 +3,10 @@
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Self
+from weakref import WeakSet
 
 import msgspec
+import structlog
 
 from comfyd.clock import Clock
 from comfyd.comfy.catalogue import Catalogue
@@ -14,11 +16,14 @@ from comfyd.comfy.forwarding import ForwardedRequest, ForwardedResponse, forward
 from comfyd.comfy.health import BackendState, Health
 from comfyd.comfy.messages import Message
 from comfyd.comfy.prompts import Prompts
-from comfyd.comfy.sightings import QueueView, Sighting
+from comfyd.comfy.sickness import Look, Sickness
+from comfyd.comfy.sightings import Ended, QueueView, Sighting
 from comfyd.comfy.socket import Socket, Watch
 from comfyd.config import ComfyUIConfig
-from comfyd.errors import BackendUnclear, BackendUnreachable
+from comfyd.errors import BackendError, BackendUnclear, BackendUnreachable
 from comfyd.tasks import Graph, JsonObject, OutputFile
+
+_log = structlog.get_logger(__name__)
 
 
 class Backend:
@@ -33,6 +38,11 @@ class Backend:
         self.name = config.name
         self.url = client.place
         self.in_flight = config.in_flight
+        """How many prompts it may have; one, while a ComfyUI that was sick is on probation."""
+        self._in_flight = config.in_flight
+        self._sickness = Sickness(round(config.stuck_after * 1000), round(config.stop_timeout * 1000))
+        self._watches: WeakSet[Watch] = WeakSet()
+        self._clock = clock
         self._client_prefix = config.client_id
         self._client = client
         self._health = health
@@ -46,9 +56,8 @@ class Backend:
     async def open(
         cls, config: ComfyUIConfig, clock: Clock, on_change: Callable[[], None] = lambda: None
     ) -> AsyncIterator[Self]:
-        """A backend; ComfyUI is not asked yet. `on_change` is called whenever `state.ready` changes.
-
-        Raises `ConfigError` for a url that is none.
+        """A backend; ComfyUI is not asked yet. `on_change` tells that `state.ready`, `state.sick` or
+        `in_flight` changed. Raises `ConfigError` for a url that is none.
         """
         url = server_url(config.url)
         health = Health(clock, on_change)
@@ -64,11 +73,17 @@ class Backend:
         return BackendState(
             ready=health.ready,
             reason=health.reason,
+            sick=health.sick,
             version=health.version,
             socket=self._socket.client_id is not None,
             since=health.since,
             timeouts=health.timeouts,
         )
+
+    @property
+    def life(self) -> int:
+        """Counts up whenever ComfyUI may have been started anew."""
+        return self._health.life
 
     @property
     def client_id(self) -> str | None:
@@ -85,21 +100,54 @@ class Backend:
         """How many messages of the WebSocket made no sense."""
         return self._socket.malformed
 
+    @property
+    def probe_every_ms(self) -> int | None:
+        """How often `probe` has to be called for a sick ComfyUI to be found in time; None if it need not."""
+        return self._sickness.look_every_ms
+
     async def probe(self) -> None:
         """One look at ComfyUI's health; once per life of the server also at what it can do. Raises nothing.
 
-        A refused connection is 'not ready' at once, a time-out only when it repeats (`health.SILENT_PROBES`).
+        A refused connection is 'not ready' at once, a time-out only when it repeats (`health.SILENT_PROBES`),
+        one that answers without working after several looks (`Sickness`).
         """
         try:
             version = _version(await self.system_stats())
             await self._prompts.has_job_cancel()
         except (BackendUnreachable, BackendUnclear) as error:
+            self._sickness.unanswered()
             if "status" in error.details:
                 self._health.failed(error.message)
             else:
                 self._health.silent(error.message)  # where it was refused, that is known already
         else:
             self._health.passed(version)
+            if self._sickness.look_every_ms is not None:
+                await self._examine()
+
+    async def _examine(self) -> None:
+        """Look whether it works. No answer says nothing: whether it is up is known already."""
+        life, falls, sickness = self._health.life, self._health.falls, self._sickness
+        ended = frozenset(watch.prompt_id for watch in self._watches if watch.ended)
+        try:
+            view = await self._prompts.view()
+            at = self._clock.monotonic()
+            sickness.looked(Look(view=view, ended=ended, life=life, falls=falls, at=at))
+        except BackendError:
+            sickness.unanswered()
+        self._diagnose()
+
+    def _diagnose(self) -> None:
+        """Tell those who give out work what the looks add up to."""
+        before, ready, reason = self._health.sick, self._health.ready, self._sickness.reason
+        in_flight, self.in_flight = self.in_flight, 1 if self._sickness.on_probation else self._in_flight
+        self._health.diagnosed(reason)
+        if self._health.sick and not before:
+            _log.warning("backend.sick", backend=self.name, reason=reason)
+        elif before and reason is None:
+            _log.info("backend.well", backend=self.name, on_probation=self._sickness.on_probation)
+        if in_flight != self.in_flight and ready == self._health.ready:
+            self._health.changed()
 
     async def run_socket(self) -> None:
         """One life of the WebSocket: connects under a fresh client id and reads until it ends. Never returns.
@@ -127,7 +175,14 @@ class Backend:
         `client_id` is given for a prompt that was sent earlier, None if that was under no connection: then
         `watch.connected` says whether its connection is still the open one (after a restart it never is).
         """
-        return self._socket.watch(prompt_id, listener, client_id)
+
+        def hear(message: Message) -> None:
+            self._sickness.stirred()
+            listener(message)
+
+        watch = self._socket.watch(prompt_id, hear, client_id)
+        self._watches.add(watch)
+        return watch
 
     async def submit(
         self, prompt_id: str, client_id: str | None, graph: Graph, extra_data: JsonObject
@@ -146,7 +201,10 @@ class Backend:
 
         `ended` says that its end was announced: history is then asked first, which saves a request.
         """
-        return await self._prompts.look(prompt_id, ended)
+        sighting = await self._prompts.look(prompt_id, ended)
+        if isinstance(sighting, Ended):
+            self._sickness.stirred()
+        return sighting
 
     async def queue(self) -> QueueView:
         """The ids of all prompts in ComfyUI's queue, anybody's."""
@@ -158,6 +216,7 @@ class Backend:
         Uses the server's atomic cancel where it has one. `ValueError` for an empty id.
         """
         await self._prompts.cancel(prompt_id)
+        self._sickness.asked_to_stop(prompt_id)
 
     async def interrupt_running(self) -> str | None:
         """Interrupt whatever runs now, by its id; that id, or None when nothing runs."""

@@ -1,7 +1,8 @@
 """`comfyd check`: tries every part of the set-up and says in plain words what is wrong; never mends it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import shutil
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, TextIO
@@ -49,7 +50,7 @@ async def _check(config: Config, clock: Clock, out: TextIO) -> bool:
     servers = enumerate(config.comfyui)
     answers = asyncio.gather(*(comfyui(server, index, clock) for index, server in servers))
     reached, kept = await asyncio.gather(answers, data(config, clock))
-    findings = [*reached, *kept]
+    findings = [*reached, *restarts(config.comfyui), *kept]
     findings += await asyncio.to_thread(templates, Path(config.workflows.dir), graph_limits(config.limits))
     for finding in findings:
         print(finding.line(), file=out)
@@ -71,6 +72,19 @@ async def comfyui(server: ComfyUIConfig, index: int, clock: Clock) -> Finding:
     reason = (state.reason or "not ready").removesuffix(f" at {url}")
     text = f"{url} {reason}: start ComfyUI or set {key}"
     return Finding(part="comfyui", good=False, text=text)
+
+
+def restarts(servers: Sequence[ComfyUIConfig]) -> list[Finding]:
+    """The commands that start a ComfyUI anew whose program is not there."""
+    return [
+        Finding(
+            part="restart",
+            good=False,
+            text=f"{server.restart[0]} cannot be found or run: set comfyui.{index}.restart",
+        )
+        for index, server in enumerate(servers)
+        if server.restart and shutil.which(server.restart[0]) is None
+    ]
 
 
 async def data(config: Config, clock: Clock) -> list[Finding]:

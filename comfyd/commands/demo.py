@@ -7,13 +7,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from comfyd.app import listen, serve
 from comfyd.clock import SystemClock
 from comfyd.commands import shipped
 from comfyd.commands.bar import ProgressBar
 from comfyd.commands.exits import Exit
 from comfyd.commands.rest import RestClient, connect
 from comfyd.config import ComfyUIConfig, Config, DataConfig, ServerConfig, WorkflowsConfig
+from comfyd.serving import listen, serve
 from comfyd.simulator import Simulator, SimulatorOptions
 
 WORKFLOW: Final = "text-to-image"

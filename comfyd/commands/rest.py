@@ -272,10 +272,7 @@ async def connect(url: str, clock: Clock, *, silence: float = SILENCE_S) -> Asyn
 
 def server_url(config: Config) -> str:
     """Where commands look for comfyd: `client.url`, or the configuration's own server on this machine."""
-    if config.client.url is not None:
-        return config.client.url
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.server.host, config.server.host)  # noqa: S104 - read, not bound
-    return f"http://{f'[{host}]' if ':' in host else host}:{config.server.port}"
+    return config.server.local_url if config.client.url is None else config.client.url
 
 
 def _refused(status: int, body: bytes) -> ServerRefused:

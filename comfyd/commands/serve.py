@@ -4,8 +4,8 @@ import asyncio
 
 import uvloop
 
-from comfyd.app import listen, serve
 from comfyd.config import Config
+from comfyd.serving import listen, serve
 
 
 def run(config: Config) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+from collections.abc import Callable
 
 import pytest
 from aiohttp import web
@@ -11,9 +12,12 @@ from comfyd.clock import SystemClock
 from comfyd.comfy import Backend
 from comfyd.comfy.client import Client, open_session, server_url
 from comfyd.comfy.health import SILENT_PROBES, Health
+from comfyd.comfy.sightings import Ended
+from comfyd.config import ComfyUIConfig
 from comfyd.errors import BackendUnclear, BackendUnreachable, ConfigError
 from comfyd.simulator import Simulator
-from tests.comfy.stage import answering, backend_at, serving, socket_open
+from tests.comfy.stage import answering, backend_at, sees, serving, socket_open, tiny_graph
+from tests.support.logs import captured_logs
 
 STATS = {"system": {"comfyui_version": "9.9"}}
 
@@ -217,6 +221,7 @@ async def test_a_server_that_takes_no_connection_is_unreachable_but_not_called_d
                 filler.close()
 
 
+@pytest.mark.fault(19)
 async def test_a_slow_answer_does_not_hold_up_the_others(simulator: Simulator, backend: Backend) -> None:
     simulator.faults.prompt_stall_seconds = 30.0
     slow = asyncio.create_task(backend.submit("p", "c", {}, {}))
@@ -224,3 +229,75 @@ async def test_a_slow_answer_does_not_hold_up_the_others(simulator: Simulator, b
         assert await backend.queue_status() == {"queue_running": [], "queue_pending": []}
     slow.cancel()
     await asyncio.wait([slow])
+
+
+async def test_a_queue_that_cannot_be_read_proves_nothing() -> None:
+    routes = {
+        "GET /system_stats": answering(STATS),
+        "POST /api/jobs/{id}/cancel": answering({}),
+        "GET /queue": answering({}, status=500),
+    }
+    async with serving(routes) as url, backend_at(url) as backend:
+        for _ in range(5):
+            await backend.probe()
+        assert (backend.state.ready, backend.state.sick) == (True, False)
+
+
+async def test_a_server_without_limits_is_not_asked_for_its_queue() -> None:
+    asked: list[str] = []
+
+    async def queue(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        return web.json_response({"queue_running": [], "queue_pending": []})
+
+    routes = {
+        "GET /system_stats": answering(STATS),
+        "POST /api/jobs/{id}/cancel": answering({}),
+        "GET /queue": queue,
+    }
+    async with serving(routes) as url:
+        for limit, looks in ((30.0, 1), (0.0, 1)):
+            config = ComfyUIConfig(url=url, stuck_after=limit, stop_timeout=limit)
+            async with Backend.open(config, SystemClock()) as backend:
+                await backend.probe()
+                assert backend.state.ready
+                assert backend.probe_every_ms == (5_000 if limit else None)
+            assert len(asked) == looks
+
+
+async def test_a_backend_says_when_it_turns_sick_and_well(simulator: Simulator) -> None:
+    changes: list[tuple[bool, int]] = []
+
+    def note() -> None:
+        changes.append((backend.state.ready, backend.in_flight))
+
+    config = ComfyUIConfig(url=simulator.url, stuck_after=0.06)
+    async with Backend.open(config, SystemClock(), note) as backend:
+        await backend.probe()
+        simulator.faults.worker_dead = True
+        with captured_logs() as lines:
+            await backend.submit("8a1e2f64-0d1c-4b0e-9d43-0d8e5c1b2a3f", None, tiny_graph(), {})
+            await probe_until(backend, lambda: backend.state.sick)
+            assert not backend.state.ready
+            await backend.cancel("8a1e2f64-0d1c-4b0e-9d43-0d8e5c1b2a3f")
+            await probe_until(backend, lambda: backend.state.ready)
+            simulator.faults.worker_dead = False
+            await backend.submit("8a1e2f64-0d1c-4b0e-9d43-0d8e5c1b2a4f", None, tiny_graph(), {})
+            await sees(lambda: backend.look("8a1e2f64-0d1c-4b0e-9d43-0d8e5c1b2a4f"), Ended)
+            await backend.probe()
+    assert changes == [(True, 2), (False, 2), (True, 1), (True, 2)]
+    told = [line for line in lines if line["event"].startswith("backend.")]
+    assert [(line["event"], line["log_level"], line["backend"]) for line in told] == [
+        ("backend.sick", "warning", "comfyui"),
+        ("backend.well", "info", "comfyui"),
+    ]
+    assert "nothing runs" in told[0]["reason"]
+    assert told[1]["on_probation"]
+
+
+async def probe_until(backend: Backend, true: Callable[[], bool]) -> None:
+    """Probe often until it is so."""
+    async with asyncio.timeout(10):
+        while not true():
+            await backend.probe()
+            await asyncio.sleep(0.005)

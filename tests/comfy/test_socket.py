@@ -197,6 +197,7 @@ async def test_a_watch_without_a_socket_has_no_client_id(backend: Backend) -> No
             assert not watch.connected
 
 
+@pytest.mark.fault(9)
 async def test_a_deaf_socket_is_given_up(simulator: Simulator, backend: Backend) -> None:
     prompt_id = new_id()
     async with socket_open(backend) as reader:

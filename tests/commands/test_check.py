@@ -92,6 +92,14 @@ def test_a_comfyui_that_does_not_run_is_bad_and_the_key_is_named(capsys: pytest.
     assert lines["comfyui"].endswith("start ComfyUI or set comfyui.url (COMFYUI_URL)")
 
 
+def test_a_restart_command_that_is_not_there_is_bad(comfyui: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, lines = check(capsys, COMFYUI_URL=comfyui, COMFYD__COMFYUI__RESTART="no-such-program,hidden")
+    assert code == 1
+    assert lines["restart"] == ("BAD restart   no-such-program cannot be found or run: set comfyui.0.restart")
+    code, lines = check(capsys, COMFYUI_URL=comfyui, COMFYD__COMFYUI__RESTART="sh,-c,true")
+    assert "restart" not in lines
+
+
 def test_a_server_that_is_no_comfyui_is_bad(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
