@@ -3,37 +3,47 @@
 import asyncio
 import os
 import random
-import signal
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import msgspec
 import structlog
-import uvicorn
 
 from comfyd import __version__
 from comfyd.api.links import Links
-from comfyd.api.routes import create_api
+from comfyd.api.notices import Notices, base_of
 from comfyd.api.state import State
 from comfyd.artefacts import ArtefactWriter, StoringTerms
 from comfyd.catalog import Catalog, graph_limits
-from comfyd.clock import Clock, SystemClock
+from comfyd.clock import Clock
 from comfyd.comfy.backend import Backend
+from comfyd.comfy.restarting import RestartCommand
 from comfyd.config import Config
 from comfyd.control import Control
-from comfyd.errors import BackendError, ConfigError, StorageError, StoreError, StoreUnavailable
+from comfyd.disk import Room, free_bytes
+from comfyd.errors import BackendError, ConfigError, StorageError, StoreError
 from comfyd.estimate import Estimator
 from comfyd.execution import Executor
 from comfyd.fetch import Fetcher
 from comfyd.forgetting import Forgetter
-from comfyd.guard import Guard, GuardedClient, open_client
+from comfyd.guard import Guard, GuardedClient, SystemNames, open_client
 from comfyd.intake import GraphChecker, Intake
 from comfyd.lifecycle import RetryPolicy
 from comfyd.loops import Crew, Health, Loop
-from comfyd.maintenance import Figures, Leftovers, Probe, Retention, Templates, UploadSweep, tell
+from comfyd.maintenance import (
+    Figures,
+    Leftovers,
+    Probe,
+    Restarts,
+    Retention,
+    SocketLife,
+    Templates,
+    UploadSweep,
+    tell,
+)
 from comfyd.metrics import Metrics
+from comfyd.orphans import Orphans
 from comfyd.progress import Board
 from comfyd.queue import TaskQueue
 from comfyd.scratch import Scratch, open_scratch
@@ -45,6 +55,8 @@ from comfyd.store.base import Store
 from comfyd.store.sqlite import open_sqlite
 from comfyd.submission import Renderer, Submission, Terms
 from comfyd.uploads import Uploads, open_uploads
+from comfyd.watchdog import Watchdog
+from comfyd.webhooks import AT_ONCE, Deliverer, Sender, Signatures, secret_of
 from comfyd.worker import Settler, Workers
 
 log = structlog.get_logger("comfyd")
@@ -74,9 +86,15 @@ class Ground(msgspec.Struct, frozen=True, kw_only=True):
     store: Store
     storages: Storages
     scratch: Scratch
+    room: Room
     uploads: Uploads
     outbound: GuardedClient
+    """To what clients name as inputs."""
+    receivers: GuardedClient
+    """To webhooks. Names that nobody answers for hold up those of inputs in neither direction."""
     signer: Signer
+    signatures: Signatures
+    """Of webhooks."""
     catalog: Catalog
     backends: tuple[Backend, ...]
     slots: Slots
@@ -90,24 +108,38 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 
     state: State
     workers: Workers
+    deliverer: Deliverer
+    restarts: tuple[Restarts, ...]
     loops: tuple[Loop, ...]
     """What keeps running until the end."""
     claims: tuple[Loop, ...]
     """What takes new tasks: stopped first."""
+    watchdog: Watchdog
+    """One of the loops feeds it; whoever enters it has its loop watched."""
 
 
 @asynccontextmanager
-async def open_ground(config: Config, clock: Clock) -> AsyncIterator[Ground]:
-    """Open the database, the storages, the folders of files, the templates and the way to each ComfyUI."""
+async def open_ground(
+    config: Config, clock: Clock, measure: Callable[[Path], int] = free_bytes
+) -> AsyncIterator[Ground]:
+    """Open the database, the storages, the folders of files, the templates and the way to each ComfyUI.
+
+    `measure` says how many bytes the disk of a folder has free.
+    """
     _make_data_folder(config)
+    room = Room(Path(config.data.dir), config.limits.free_bytes, measure)
+    await room.look()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_sqlite(config.database))
         storages = await stack.enter_async_context(open_storages(config, clock))
         scratch = await stack.enter_async_context(open_scratch(config.temporary))
         uploads = await stack.enter_async_context(open_uploads(config.uploads, config.inputs, clock))
-        outbound = await stack.enter_async_context(open_client(Guard.of(config.outbound.allow)))
+        guard = Guard.of(config.outbound.allow)
+        outbound = await stack.enter_async_context(open_client(guard))
+        receivers = await stack.enter_async_context(open_client(guard, lookup=SystemNames(AT_ONCE)))
         expires_ms = round(config.storage.local.url_expires * 1000)
         signer = Signer(key_of(config.url_key), expires_ms, clock)
+        secret = config.webhooks.secret or secret_of(config.webhook_secret)
         catalog = Catalog(Path(config.workflows.dir), graph_limits(config.limits))
         tell(await asyncio.to_thread(catalog.refresh))
 
@@ -126,9 +158,12 @@ async def open_ground(config: Config, clock: Clock) -> AsyncIterator[Ground]:
             store=store,
             storages=storages,
             scratch=scratch,
+            room=room,
             uploads=uploads,
             outbound=outbound,
+            receivers=receivers,
             signer=signer,
+            signatures=Signatures(secret, config.webhooks.old_secrets),
             catalog=catalog,
             backends=backends,
             slots=slots,
@@ -150,7 +185,7 @@ def wire(ground: Ground) -> Service:
     """Make every part, each with what it needs and no more."""
     config, clock, store = ground.config, ground.clock, ground.store
     metrics, board, health = Metrics(), Board(), Health()
-    queue = TaskQueue(store, clock)
+    queue = TaskQueue(store, clock, round(config.queue.retry_delay_max * 1000))
     forgetter = Forgetter(store, ground.storages, ground.uploads)
     control = Control(store, forgetter, queue, board, metrics, clock)
     executor = _executor(ground, board, metrics, health)
@@ -159,13 +194,17 @@ def wire(ground: Ground) -> Service:
     )
     settler = Settler(store, forgetter, board, metrics, clock, retries)
     workers = Workers(store, queue, ground.slots, executor, settler, clock)
+    links = Links(ground.storages, ground.signer)
+    deliverer = _deliverer(ground, links, metrics)
+    control.owed = settler.owed = deliverer.wake
     state = State(
         config=config,
         clock=clock,
         store=store,
         storages=ground.storages,
-        links=Links(ground.storages, ground.signer),
+        links=links,
         uploads=ground.uploads,
+        room=ground.room,
         board=board,
         submission=_submission(ground, queue),
         control=control,
@@ -177,16 +216,29 @@ def wire(ground: Ground) -> Service:
         started_at=clock.now(),
         version=__version__,
         closing=asyncio.Event(),
+        wake_deliverer=deliverer.wake,
     )
     refill = Loop(name="queue", step=queue.refill, expected=(StoreError,))
+    watchdog = Watchdog(clock, metrics.loop_late)
+    restarts = _restarts(ground, state)
     return Service(
         state=state,
         workers=workers,
-        loops=(refill, *_chores(state, forgetter), *_backend_loops(ground, metrics)),
+        deliverer=deliverer,
+        restarts=tuple(restarts.values()),
+        loops=(
+            Loop(name="watchdog", step=watchdog.step),
+            refill,
+            Loop(name="webhooks", step=deliverer.step, expected=(StoreError,)),
+            *_chores(state, forgetter),
+            *_backend_loops(ground, state),
+            *(Loop(name=f"restart:{name}", step=each.step) for name, each in restarts.items()),
+        ),
         claims=tuple(
             Loop(name=f"worker-{number}", step=workers.step, expected=(StoreError,))
             for number in range(config.queue.workers)
         ),
+        watchdog=watchdog,
     )
 
 
@@ -196,7 +248,7 @@ def _submission(ground: Ground, queue: TaskQueue) -> Submission:
     renderer = Renderer(ground.catalog, random.SystemRandom(), graph_limits(config.limits))
     checker = GraphChecker(ground.backends, clock)
     intake = Intake(checker, ground.outbound.guard, ground.uploads, store)
-    terms = Terms.of(config.queue, config.limits, config.storage)
+    terms = Terms.of(config.queue, config.limits, config.storage, ground.room)
     return Submission(renderer, intake, store, queue, clock, terms)
 
 
@@ -213,6 +265,14 @@ def _executor(ground: Ground, board: Board, metrics: Metrics, health: Health) ->
     return Executor(ground.store, backends, stager, writer, board, metrics, clock)
 
 
+def _deliverer(ground: Ground, links: Links, metrics: Metrics) -> Deliverer:
+    """Leg 3, from what is owed to a signed POST."""
+    config, clock = ground.config, ground.clock
+    notices = Notices(links, base_of(config.server))
+    sender = Sender(ground.receivers, ground.signatures, notices.render, config.webhooks.timeout, clock)
+    return Deliverer(ground.store, sender, metrics, clock)
+
+
 def _chores(state: State, forgetter: Forgetter) -> tuple[Loop, ...]:
     """What has to be done now and then."""
     keep_ms = round(state.config.queue.retention * 1000)
@@ -222,6 +282,7 @@ def _chores(state: State, forgetter: Forgetter) -> tuple[Loop, ...]:
     )
     sweep = UploadSweep(state.store, state.uploads)
     return (
+        Loop(name="disk", step=state.room.look, expected=(StorageError,)),
         Loop(name="figures", step=figures.step, expected=(StoreError,)),
         Loop(name="retention", step=retention.step, expected=(StoreError,)),
         Loop(name="leftovers", step=Leftovers(forgetter).step, expected=(StoreError,)),
@@ -230,130 +291,45 @@ def _chores(state: State, forgetter: Forgetter) -> tuple[Loop, ...]:
     )
 
 
-def _backend_loops(ground: Ground, metrics: Metrics) -> list[Loop]:
-    """For each ComfyUI one loop that asks how it is, and one that holds its socket."""
-    loops = []
+def _backend_loops(ground: Ground, state: State) -> list[Loop]:
+    """For each ComfyUI a loop that asks how it is, one that holds its socket, and so on."""
+    loops, metrics = [], state.metrics
     for backend in ground.backends:
+        orphans = Orphans(backend, ground.store, metrics)
+        loops.append(Loop(name=f"orphans:{backend.name}", step=orphans.step, expected=(StoreError,)))
         probe = Probe(backend, metrics)
         ground.changes.tell_to(probe.wake)
         loops.append(Loop(name=f"probe:{backend.name}", step=probe.step))
+        socket_life = SocketLife(backend)
+        ground.changes.tell_to(socket_life.wake)
         loops.append(
             Loop(
-                name=f"socket:{backend.name}",
-                step=SocketLife(backend).step,
-                expected=(BackendError,),
-                jittered=True,
+                name=f"socket:{backend.name}", step=socket_life.step, expected=(BackendError,), jittered=True
             )
         )
     return loops
 
 
-class SocketLife:
-    """Holds one ComfyUI's socket: a step is one life of it."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-
-    async def step(self) -> int:
-        """Connect, read until the end, and come back at once."""
-        await self._backend.run_socket()
-        return 0
+def _restarts(ground: Ground, state: State) -> dict[str, Restarts]:
+    """For each ComfyUI that comfyd may start anew who does that, by its name."""
+    made = {}
+    for backend, server in zip(ground.backends, ground.config.comfyui, strict=True):
+        if server.restart:
+            command = RestartCommand(backend.name, server.restart, os.environ)
+            made[backend.name] = Restarts(backend, command, state.metrics, ground.clock, state.closing)
+            ground.changes.tell_to(made[backend.name].wake)
+    return made
 
 
 @asynccontextmanager
 async def working(service: Service, grace_ms: int, hurry: asyncio.Event) -> AsyncIterator[None]:
     """Within this block the queue is worked; then what is nearly done may end, unless there is a hurry."""
     state = service.state
-    async with Crew(service.loops, state.clock, state.health):
+    async with service.deliverer, Crew(service.loops, state.clock, state.health):
         service.workers.adopt(await state.store.live())
         try:
             async with Crew(service.claims, state.clock, state.health):
                 yield
         finally:
-            await service.workers.drain(grace_ms, hurry)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, but signals are comfyd's: a stop also has work to finish, and ends with exit code 0."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone."""
-        yield
-
-
-@contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Within this block SIGTERM and SIGINT call `stop`."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-
-
-def listen(config: Config) -> socket.socket:
-    """Take the port. Raises `ConfigError` if somebody else has it."""
-    host, port = config.server.host, config.server.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listening = socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as exc:
-        raise ConfigError(
-            # `create_server` adds the address once more, in brackets
-            f"server.port: cannot listen on {host}:{port}: {os.strerror(exc.errno) if exc.errno else exc}",
-            details={"key": "server.port"},
-        ) from exc
-    # Accepted connections inherit this. The loop sets it only on sockets whose protocol number is not 0, and
-    # without it every answer of two packets waits 40 ms for the client's delayed acknowledgement.
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listening
-
-
-async def serve(config: Config, listening: socket.socket, clock: Clock | None = None) -> None:
-    """Serve and work until a signal ends it. Raises `StoreUnavailable` if the database breaks."""
-    async with open_ground(config, clock or SystemClock()) as ground:
-        service = wire(ground)
-        server = _Server(_uvicorn_config(service))
-        closing, hurry = service.state.closing, asyncio.Event()
-
-        def stop() -> None:
-            if closing.is_set():  # the second signal does not wait
-                server.force_exit = True
-                hurry.set()
-            server.should_exit = True
-            closing.set()
-
-        host, port = listening.getsockname()[:2]
-        log.info("serving", url=f"http://{host}:{port}", version=__version__, data=config.data.dir)
-        broken = asyncio.ensure_future(ground.broken())
-        with _signals(stop):
-            async with working(service, round(config.server.grace * 1000), hurry):
-                served = asyncio.ensure_future(server.serve(sockets=[listening]))
-                closed = asyncio.ensure_future(closing.wait())
-                await asyncio.wait({served, closed, broken}, return_when=asyncio.FIRST_COMPLETED)
-                server.should_exit = True
-                closing.set()
-                log.info("closing")
-            await served
-        closed.cancel()
-        if broken.done():
-            raise StoreUnavailable(broken.result())
-        broken.cancel()
-    log.info("closed")
-
-
-def _uvicorn_config(service: Service) -> uvicorn.Config:
-    return uvicorn.Config(
-        create_api(service.state),
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=True,
-        ws="wsproto",
-        timeout_graceful_shutdown=max(round(service.state.config.server.grace), 1),
-    )
+            drained = [each.drain(grace_ms, hurry) for each in service.restarts]
+            await asyncio.gather(service.workers.drain(grace_ms, hurry), *drained)

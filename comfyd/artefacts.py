@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from comfyd import media
+from comfyd import failpoints, media
 from comfyd.clock import Clock
 from comfyd.comfy.files import OutputStream
 from comfyd.comfy.outputs import content_type
@@ -115,10 +115,12 @@ class ArtefactWriter:
             if options.format is not None or options.strip:
                 local = await self._shaped(spooled, file, options, made)
             facts = await asyncio.to_thread(media.facts, local.path, local.content_type)
+            failpoints.reach("output.fetched")
             key = f"{path}/{_own_part(file, local.name)}"
             storage, location = await self._stored(options.storage or self._storages.default, key, local, say)
             small = options.inline and local.size_bytes <= self._terms.inline_bytes
             data = await on_disk(_WHAT, local.path.read_bytes) if small else None
+            failpoints.reach("output.stored")
         self._metrics.stored(local.size_bytes)
         return Artefact(
             node_id=file.node_id,
@@ -163,6 +165,8 @@ class ArtefactWriter:
                 media_type = stream.content_type
                 if file.text is None:
                     media_type = await asyncio.to_thread(_true_type, raw, name, media_type)
+                    if not await on_disk(_WHAT, media.is_whole, raw):
+                        raise OutputUnavailable(f"ComfyUI serves {file.filename} cut short")
                 return _local(raw, digest, media_type, name)
             except BackendUnreachable as exc:
                 log.info("artefact.waits", file=file.filename, reason=exc.message)

@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn, get_args
 
 import msgspec
 
-from comfyd import __version__, settings
+from comfyd import __version__, failpoints, settings
 from comfyd.commands.exits import Exit, exit_for
 from comfyd.config import Config, LogConfig, StorageName
 from comfyd.errors import ComfydError
@@ -188,6 +188,7 @@ def _serve(chosen: argparse.Namespace, environ: Environment) -> int:
     config = _config(chosen, environ, overrides)
     settings.require_private_bind(config, insecure=chosen.insecure)
     _configure_log(config.log, environ)
+    failpoints.arm(environ.get(failpoints.VARIABLE))
     from comfyd.commands import serve  # noqa: PLC0415 - a command is imported when it runs
 
     return serve.run(config)

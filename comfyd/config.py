@@ -36,6 +36,13 @@ Bucket = Annotated[
 Secret = Annotated[
     str, Meta(pattern=r"^[\x21-\x7e]+\Z", description="a text of ASCII characters without blanks")
 ]
+WHSEC: Final = (
+    r"^whsec_(?:[A-Za-z0-9+/]{4}){8,20}"
+    r"(?:[A-Za-z0-9+/]{3}=|(?:[A-Za-z0-9+/]{4})?(?:[A-Za-z0-9+/]{2}==)?)\Z"
+)
+"""What `WebhookSecret` has to look like: 24 to 64 bytes in base64, as Standard Webhooks 1.0 has it."""
+WebhookSecret = Annotated[str, Meta(pattern=WHSEC, description="`whsec_` and 24 to 64 bytes in base64")]
+Answering = Annotated[float, Meta(gt=0, le=30, description="seconds above 0, to 30")]
 Expiry = Annotated[float, Meta(ge=1, le=604_800, description="seconds from 1 to 604800, a week")]
 Prefix = Annotated[
     str,
@@ -44,13 +51,19 @@ Prefix = Annotated[
         description="folders of letters, digits and . _ - with / between them, not at an end",
     ),
 ]
+Argument = Annotated[
+    str, Meta(min_length=1, description="a list of texts that are not empty, the program first")
+]
 Page = Annotated[int, Meta(ge=1, le=10_000, description="a whole number from 1 to 10000")]
 
 
-SECRET_FIELDS: Final = frozenset({"access_key", "secret_key", "api_token", "credentials"})
+SECRET_FIELDS: Final = frozenset(
+    {"access_key", "secret_key", "api_token", "credentials", "restart", "secret", "old_secrets"}
+)
 """Keys of any section whose value is never shown: not in errors, not in `/api/status`, not in a repr.
 
-`credentials` is the path of a file, but what is wrongly written there is often what the file holds.
+`credentials` is the path of a file, but what is wrongly written there is often what the file holds. `restart`
+is a command, which may hold a token.
 """
 
 
@@ -74,6 +87,12 @@ class ServerConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What clients reach comfyd under, for the urls in answers; None takes the request's own host."""
     grace: Seconds = 10.0
     """Seconds that a stop waits for what is nearly done."""
+
+    @property
+    def local_url(self) -> str:
+        """What this machine itself reaches comfyd under."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - read, not bound
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 class DataConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -108,6 +127,12 @@ class ComfyUIConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     client_id: Word = "comfyd"
     """What the socket's client ids begin with; each connection adds its own random part (Q3)."""
     request_timeout: Patience = 30.0
+    stuck_after: Seconds = 30.0
+    """Seconds that prompts may wait there while nothing runs; then it is sick. 0 does not look."""
+    stop_timeout: Seconds = 60.0
+    """Seconds that a prompt may go on which was asked to stop; then its server is sick. 0 does not look."""
+    restart: tuple[Argument, ...] = ()
+    """The program, and its arguments, that starts a sick server anew; none: somebody else does."""
 
 
 class LocalStorageConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -237,6 +262,17 @@ class OutboundConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
     """Networks (`10.0.0.0/8`), addresses and host names that may be reached beside the public internet."""
 
 
+class WebhooksConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[webhooks]`: how clients are told of their tasks."""
+
+    timeout: Answering = 15.0
+    """Seconds that a receiver has to answer."""
+    secret: WebhookSecret | None = None
+    """What messages are signed with; None is `webhook.secret` in `data.dir`, made at the first start."""
+    old_secrets: tuple[WebhookSecret, ...] = ()
+    """Secrets that were replaced: messages are signed with these too, until receivers know the new one."""
+
+
 class WorkflowsConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[workflows]`: the templates."""
 
@@ -258,6 +294,8 @@ class LimitsConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The longest request with uploads."""
     inline_bytes: Inline = 1_048_576
     """Bytes of one task's outputs that `output.inline` shows in the task itself."""
+    free_bytes: Bytes = 268_435_456
+    """Bytes that new work leaves free on the disk of `data.dir`, for what was accepted; 0 does not look."""
 
 
 class LogConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -286,6 +324,7 @@ class Config(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     storage: StorageConfig = StorageConfig()
     inputs: InputsConfig = InputsConfig()
     outbound: OutboundConfig = OutboundConfig()
+    webhooks: WebhooksConfig = WebhooksConfig()
     workflows: WorkflowsConfig = WorkflowsConfig()
     limits: LimitsConfig = LimitsConfig()
     log: LogConfig = LogConfig()
@@ -305,6 +344,11 @@ class Config(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def url_key(self) -> Path:
         """The key that signs the urls of files."""
         return Path(self.data.dir) / "url.key"
+
+    @property
+    def webhook_secret(self) -> Path:
+        """What webhooks are signed with, unless `webhooks.secret` is set."""
+        return Path(self.data.dir) / "webhook.secret"
 
     @property
     def uploads(self) -> Path:
@@ -328,7 +372,7 @@ def masked(url: str) -> str:
 
 def shown_field(name: str, value: Any) -> Any:
     """What may be shown of one field: `***` for a secret that is set, and no password that a url carries."""
-    if name in SECRET_FIELDS and value is not None:
+    if name in SECRET_FIELDS and value not in {None, ()}:
         return "***"
     return masked(value) if isinstance(value, str) else value
 

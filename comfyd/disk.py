@@ -1,6 +1,7 @@
 """Work on this machine's disk: on threads, in blocks, not left half done; never says what a file is for."""
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import os
@@ -10,14 +11,19 @@ from pathlib import Path
 from typing import IO, Any, Final, ParamSpec, TypeVar
 
 import msgspec
+import structlog
 
 from comfyd.errors import DiskFull, StorageError
+
+log = structlog.get_logger("comfyd.disk")
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 BLOCK: Final = 1 << 18
 """Bytes written or read in one go on a thread."""
+LOOK_MS: Final = 1_000
+"""How often it is looked how much room there is."""
 
 
 class Digest(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,14 +49,20 @@ async def on_disk(what: str, action: Callable[P, T], *args: P.args, **kwargs: P.
 
 @asynccontextmanager
 async def opened(what: str, action: Callable[[], IO[bytes]]) -> AsyncIterator[IO[bytes]]:
-    """The file that this opens; closed on a thread, because that may still write, and fail."""
+    """The file that this opens; closed on a thread, because that may still write, and fail.
+
+    What ended the block says more than that: a cancellation that meets a full disk stays one.
+    """
     held: list[IO[bytes]] = []
     try:
         await on_disk(what, lambda: held.append(action()))
         yield held[0]
-    finally:
+    except BaseException:
         for file in held:
-            await on_disk(what, file.close)
+            with contextlib.suppress(StorageError):
+                await on_disk(what, file.close)
+        raise
+    await on_disk(what, held[0].close)
 
 
 async def to_its_end(call: Coroutine[Any, Any, T]) -> T:
@@ -74,7 +86,8 @@ async def write_stream(
 ) -> Digest:
     """Write a stream to a new file; with `sync` it is on the disk when this returns. `md5` costs time.
 
-    Raises `StorageError`, and errors of `chunks` as they are; then there is no such file.
+    Raises `StorageError`, and errors of `chunks` as they are; then there is no such file, as far as the disk
+    lets go of it.
     """
     counting = _Counting(md5=md5)
 
@@ -106,7 +119,10 @@ async def write_stream(
             await on_disk(what, finish, held)
     except BaseException:
         for ours in made:
-            await on_disk(what, ours.unlink, missing_ok=True)
+            try:
+                await on_disk(what, ours.unlink, missing_ok=True)
+            except StorageError as exc:  # what went wrong before says more, above all a cancellation
+                log.warning("disk.left", file=str(ours), reason=exc.message)
         raise
     return counting.digest
 
@@ -116,6 +132,49 @@ async def read_blocks(what: str, path: Path) -> AsyncGenerator[bytes, None]:
     async with opened(what, lambda: path.open("rb")) as file:
         while block := await on_disk(what, file.read, BLOCK):
             yield block
+
+
+def free_bytes(folder: Path) -> int:
+    """What the file system of this folder has left for us; blocks, for a thread."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+class Room:
+    """Whether a folder's file system has room for new work: none is let in before it is really full.
+
+    Lives as long as the process. `look` is a step of a loop; `check` asks no disk, only what that has seen.
+    """
+
+    def __init__(self, folder: Path, least_bytes: int, measure: Callable[[Path], int] = free_bytes) -> None:
+        self._folder = folder
+        self._least = least_bytes
+        self._measure = measure
+        self.shortage: str | None = None
+        """Why new work is refused; None while there is room."""
+
+    async def look(self) -> int:
+        """See how much is free. Raises `StorageError`, and then what was seen before holds on."""
+        if self._least:
+            free = await on_disk("cannot see how much room data.dir has", self._measure, self._folder)
+            self._saw(free)
+        return LOOK_MS
+
+    def check(self) -> None:
+        """Raise `DiskFull` while there is too little room for new work."""
+        if self.shortage is not None:
+            raise DiskFull(self.shortage)
+
+    def _saw(self, free: int) -> None:
+        short = free < self._least
+        if short != (self.shortage is not None):
+            log.warning("disk.short" if short else "disk.enough", free_bytes=free, least_bytes=self._least)
+        self.shortage = (
+            f"data.dir has {free} bytes free and limits.free_bytes keeps {self._least}: "
+            "no new work is taken until there is more room"
+            if short
+            else None
+        )
 
 
 def make_empty(folder: Path) -> None:

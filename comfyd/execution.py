@@ -15,14 +15,21 @@ from typing import Any, Final, TypeVar, assert_never
 import structlog
 from msgspec import UNSET
 
-from comfyd import graphs
+from comfyd import failpoints, graphs
 from comfyd.artefacts import ArtefactWriter, from_memory, text_source
 from comfyd.clock import Clock
 from comfyd.comfy import outputs
 from comfyd.comfy.backend import Backend
 from comfyd.comfy.files import OutputStream
 from comfyd.comfy.sightings import HistoryEntry
-from comfyd.errors import BackendError, BackendUnreachable, ComfydError, StaleClaim
+from comfyd.errors import (
+    BackendError,
+    BackendUnreachable,
+    ComfydError,
+    DiskFull,
+    OutputUnavailable,
+    StaleClaim,
+)
 from comfyd.listener import Frame, Listener
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
@@ -53,6 +60,8 @@ log = structlog.get_logger("comfyd.execution")
 
 FREE_IMAGE_LOSSES: Final = 2
 """Re-runs of a task whose images were lost with the socket, before it is held to lose them each time."""
+DISK_PAUSE_MS: Final = 2_000
+"""How long inputs wait for room on a full disk before they are fetched again."""
 SOCKET_FOLDER: Final = "socket"
 """The folder of an image that came over the socket: it is in this process's memory only."""
 TRANSIENT: Final = (
@@ -118,21 +127,37 @@ class Executor:
             return await self._keep(run, backend, storing)
 
     async def _prepare(self, run: Run) -> Backend:
-        """Bring the inputs, and take a slot for the prompt."""
+        """Bring the inputs, and take a slot for the prompt.
+
+        A disk that is full is not the task's fault: it waits for room, and meanwhile holds nothing that
+        others may wait for.
+        """
         graph = run.claim.graph
         known = await self._unless_canceled(run, self._known_classes(graph))
-        async with self._stager.staging(graph, known) as staging:
-            if staging:
-                with run.place.fetching():
-                    await self._unless_canceled(run, staging.fetch())
-                if (
-                    len(self._backends) == 1
-                ):  # then it is known who will run it: the GPU need not wait for this
-                    (only,) = self._backends.values()
-                    await self._unless_canceled(run, _delivered(staging, only))
-            backend = self._backends[await self._unless_canceled(run, run.place.acquire())]
-            if staging:
-                run.graph = await self._unless_canceled(run, _delivered(staging, backend))
+        while True:
+            async with self._stager.staging(graph, known) as staging:
+                try:
+                    return await self._staged(run, staging)
+                except DiskFull as exc:
+                    log.warning("inputs.wait", reason=exc.message)
+            with run.place.fetching():
+                pause = round(DISK_PAUSE_MS * (0.5 + self._clock.jitter()))
+                await self._unless_canceled(run, self._clock.sleep(pause))
+
+    async def _staged(self, run: Run, staging: Staging) -> Backend:
+        """Fetch, seat, upload. Raises `DiskFull` where the fetched files have no room."""
+        if staging:
+            with run.place.fetching():
+                await self._unless_canceled(run, staging.fetch())
+            failpoints.reach("inputs.fetched")
+            if len(self._backends) == 1:  # then it is known who will run it: the GPU need not wait for this
+                (only,) = self._backends.values()
+                await self._unless_canceled(run, _delivered(staging, only))
+        backend = self._backends[await self._unless_canceled(run, run.place.acquire())]
+        failpoints.reach("slot.given")
+        if staging:
+            run.graph = await self._unless_canceled(run, _delivered(staging, backend))
+            failpoints.reach("inputs.uploaded")
         return backend
 
     async def _known_classes(self, graph: Graph) -> Mapping[str, Any] | None:
@@ -173,8 +198,8 @@ class Executor:
         """From the POST to ComfyUI's verdict. What a node saves is stored while the next ones run."""
         task, graph = run.claim.task, run.claim.graph
         image_nodes = outputs.websocket_image_nodes(graph)
-        nodes = await self._needed(backend, run)
-        listener = Listener(task.id, nodes, image_nodes, self._board, self._clock)
+        nodes, targets = await self._needed(backend, run)
+        listener = Listener(task.id, nodes, image_nodes, self._board, self._clock, targets)
         if run.attempt.step is Step.CLAIMED:
             await self._prompter.await_socket(run, backend, needed=bool(image_nodes))
         sent_under = UNSET if run.attempt.step is Step.CLAIMED else run.attempt.client_id
@@ -186,8 +211,9 @@ class Executor:
             else:
                 listener.say("taken up again after a restart: progress is not known")
             if run.attempt.step is Step.SUBMITTING:
-                await self._prompter.find(run, backend)
+                await self._prompter.find(run, backend, listener)
             entry = await self._prompter.follow(run, backend, watch, listener)
+            failpoints.reach("verdict.known")
             await storing.no_more_early()
             intact = watch.connected and watch.ended
         run.frames = listener.frames
@@ -196,14 +222,18 @@ class Executor:
             raise Stop(_images_lost(run))
         return entry
 
-    async def _needed(self, backend: Backend, run: Run) -> dict[str, str]:
-        """The nodes that will run and their classes; all of them where ComfyUI cannot be asked."""
+    async def _needed(self, backend: Backend, run: Run) -> tuple[dict[str, str], frozenset[str]]:
+        """The nodes that will run and their classes, and those for whose sake they do.
+
+        All of them, and none, where ComfyUI cannot be asked.
+        """
         graph = run.claim.graph
-        try:
-            needed = graphs.executable_nodes(graph, await backend.object_info())
-        except BackendError:
-            needed = set(graph)
-        return {node: graph[node]["class_type"] for node in graph if node in needed}
+        targets: list[str] = []
+        needed = set(graph)
+        with contextlib.suppress(BackendError):
+            known = await backend.object_info()
+            targets, needed = graphs.output_nodes(graph, known), graphs.executable_nodes(graph, known)
+        return {node: graph[node]["class_type"] for node in graph if node in needed}, frozenset(targets)
 
     async def _collect(self, run: Run, backend: Backend, entry: HistoryEntry) -> None:
         """Judge the verdict and record what there is to keep."""
@@ -229,6 +259,7 @@ class Executor:
             executed_at=self._clock.now(),
             execution_ms=entry.execution_ms,
         )
+        failpoints.reach("collected.committed")
 
     async def _refuse_part(self, run: Run, backend: Backend, entry: HistoryEntry) -> None:
         """A success of only some outputs is none (Q11). The POST's answer says so too, unless it was lost."""
@@ -260,7 +291,14 @@ class Executor:
                 return from_memory(frame.data, frame.image_type)
             return _source(backend, file)
 
-        return Succeeded(artefacts=await self._unless_canceled(run, storing.finish(files, source)))
+        try:
+            artefacts = await self._unless_canceled(run, storing.finish(files, source))
+        except OutputUnavailable as exc:
+            if run.attempt.execution_ms is not None:
+                raise  # ComfyUI itself said that it succeeded; what was salvaged has no such word
+            raise Stop(Interrupted(reason=Interruption.SUSPECT, message=exc.message)) from exc
+        failpoints.reach("outputs.stored")
+        return Succeeded(artefacts=artefacts)
 
 
 async def _delivered(staging: Staging, backend: Backend) -> Graph:
@@ -269,6 +307,9 @@ async def _delivered(staging: Staging, backend: Backend) -> Graph:
         return await staging.deliver(backend)
     except BackendUnreachable as exc:
         raise Stop(Interrupted(reason=Interruption.LOST, message=exc.message)) from exc
+    except DiskFull as exc:  # some inputs are known only to the ComfyUI that runs them, and it has a slot
+        lost = Interrupted(reason=Interruption.LOST, message=exc.message, details={"disk_full": True})
+        raise Stop(lost) from exc
 
 
 def _source(backend: Backend, file: OutputFile) -> AbstractAsyncContextManager[OutputStream]:

@@ -50,7 +50,7 @@ def decide(task: Task, outcome: Outcome, policy: RetryPolicy, now: int, jitter: 
         case Failed(error=error):
             return _failed(task, error, policy, now, jitter)
         case Interrupted():
-            return _interrupted(task, outcome, now)
+            return _interrupted(task, outcome, policy, now, jitter)
         case _:
             assert_never(outcome)
 
@@ -68,8 +68,10 @@ def _failed(task: Task, error: TaskError, policy: RetryPolicy, now: int, jitter:
     return _settle(task, Status.FAILED, "failed", error=error, failures=failures)
 
 
-def _interrupted(task: Task, outcome: Interrupted, now: int) -> Settlement:
-    error = TaskError(code=outcome.reason, message=outcome.message, retryable=True)
+def _interrupted(
+    task: Task, outcome: Interrupted, policy: RetryPolicy, now: int, jitter: float
+) -> Settlement:
+    error = TaskError(code=outcome.reason, message=outcome.message, retryable=True, details=outcome.details)
     suspects = task.suspects + (outcome.reason is Interruption.SUSPECT)
     strays = task.strays + (outcome.reason is Interruption.STRAY)
     if suspects > FREE_SUSPECTS:
@@ -83,9 +85,18 @@ def _interrupted(task: Task, outcome: Interrupted, now: int) -> Settlement:
             code="interrupted", message=f"somebody else interrupted this task in ComfyUI {strays} times"
         )
         return _settle(task, Status.FAILED, outcome.reason, error=strayed, strays=strays)
+    due = now + _pause(task, outcome, policy, jitter)
     return _settle(
-        task, Status.QUEUED, outcome.reason, available_at=now, error=error, suspects=suspects, strays=strays
+        task, Status.QUEUED, outcome.reason, available_at=due, error=error, suspects=suspects, strays=strays
     )
+
+
+def _pause(task: Task, outcome: Interrupted, policy: RetryPolicy, jitter: float) -> int:
+    """None, but where the same has come before and may have cost a run that nobody saw."""
+    before = sum(
+        attempt.error is not None and attempt.error.details == outcome.details for attempt in task.attempts
+    )
+    return policy.pause(before, jitter) if outcome.details and before else 0
 
 
 def _settle(task: Task, status: Status, outcome: str, **changes: Any) -> Settlement:

@@ -5,8 +5,8 @@ pause that doubles up to a bound; a step that returns says how long to wait befo
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Self
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final, Self
 
 import msgspec
 import structlog
@@ -17,6 +17,7 @@ log = structlog.get_logger("comfyd.loops")
 
 BACKOFF_FIRST_MS: Final = 250
 BACKOFF_MOST_MS: Final = 10_000
+CANCEL_AGAIN_SECONDS: Final = 3.0
 
 Step = Callable[[], Awaitable[int]]
 """One step of an actor; it answers how many milliseconds to wait before the next."""
@@ -66,11 +67,35 @@ async def run(loop: Loop, clock: Clock, health: Health) -> None:
         else:
             health.well(loop.name)
             pause = BACKOFF_FIRST_MS
+            _leave_if_canceled(loop, health)
             await clock.sleep(wait)
             continue
+        _leave_if_canceled(loop, health)
         spread = clock.jitter() / 2 if loop.jittered else 0.0
         await clock.sleep(round(pause * (1 - spread)))
         pause = min(pause * 2, BACKOFF_MOST_MS)
+
+
+def _leave_if_canceled(loop: Loop, health: Health) -> None:
+    """End a loop whose cancellation got lost in its step, as when an error of its tidying up replaced it."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        health.sick(loop.name, "it was stopped")  # seen, if nobody wanted that
+        raise asyncio.CancelledError
+
+
+async def stop(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel these until they have ended.
+
+    Once is not enough: a cancellation that meets aiohttp's own time-out in the same turn of the loop comes
+    out of it as `TimeoutError` (aiohttp 3.14), and whoever asks ComfyUI goes on asking. Not too soon, either:
+    what a task tidies up at its end takes a moment.
+    """
+    left = {task for task in tasks if not task.done()}
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_SECONDS)
 
 
 class Crew:
@@ -89,6 +114,4 @@ class Crew:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await stop(self._tasks)

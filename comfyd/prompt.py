@@ -9,8 +9,9 @@ from typing import Final
 import msgspec
 import structlog
 
-from comfyd import graphs
+from comfyd import failpoints, graphs
 from comfyd.clock import Clock
+from comfyd.comfy import outputs
 from comfyd.comfy.backend import Backend
 from comfyd.comfy.prompts import HistoryUnclear
 from comfyd.comfy.sightings import Absent, Ended, HistoryEntry, Pending, Running, Sighting
@@ -28,6 +29,11 @@ LOOK_DEAF_MS: Final = 400
 """The same while the prompt's socket connection is gone."""
 ABSENT_LOOKS: Final = 2
 """How often a prompt must be missed before it is held to be gone."""
+VANISHED: Final = {"vanished": True}
+UNANSWERED: Final = {"unanswered": True}
+"""What is kept with an attempt that was lost although ComfyUI may have run it."""
+FREE_VANISHINGS: Final = 3
+"""Re-runs of a task whose prompt ComfyUI forgot without being restarted, before it is held to be no use."""
 ILLEGIBLE_LOOKS: Final = 10
 """How often the history of a prompt that left the queue must be unreadable before it is held to stay so."""
 GHOST_LOOKS: Final = 3
@@ -71,7 +77,8 @@ class Prompter:
         `needed` says that images come over it: without one they would be made for nothing.
         """
         since = self._clock.monotonic()
-        patience = SOCKET_WAIT_MS if needed else SOCKET_GRACE_MS - (self._clock.now() - backend.state.since)
+        ready_ms = max(self._clock.now() - backend.state.since, 0)  # 0 if the wall clock was set back
+        patience = SOCKET_WAIT_MS if needed else SOCKET_GRACE_MS - ready_ms
         while backend.client_id is None:
             await self.stop_if_canceled(run)
             if self._clock.monotonic() - since >= patience:
@@ -83,15 +90,18 @@ class Prompter:
 
     async def submit(self, run: Run, backend: Backend, watch: Watch) -> None:
         """Record the intent, then POST; in the order in which the slots were given."""
-        graph = graphs.rewrite_prefixes(run.graph, f"comfyd/{run.id}")
+        graph = graphs.rewrite_prefixes(run.graph, own_prefix(run.id))
         async with self._turns.setdefault(backend.name, asyncio.Lock()):
             await self.stop_if_canceled(run)
             client_id = watch.client_id or self._clock.new_id()
+            run.life = backend.life
             await run.record(
                 Step.SUBMITTING, backend=backend.name, client_id=client_id, intent_at=self._clock.now()
             )
+            failpoints.reach("intent.committed")
             try:
                 await backend.submit(run.id, client_id, graph, run.claim.extra_data)
+                failpoints.reach("post.answered")
             except BackendRejected as exc:
                 raise Stop(Failed(error=task_error(exc))) from exc
             except BackendUnreachable as exc:
@@ -100,20 +110,24 @@ class Prompter:
                 log.warning("prompt.unclear", reason=exc.message)
                 return
         await run.record(Step.SUBMITTED, accepted_at=self._clock.now())
+        failpoints.reach("submitted.committed")
 
-    async def find(self, run: Run, backend: Backend) -> None:
+    async def find(self, run: Run, backend: Backend, listener: Listener) -> None:
         """Learn whether a POST of unknown fate has arrived: the queue is asked until that is certain."""
         since, absent = self._clock.monotonic(), 0
+        if run.claim.attempt.step is Step.SUBMITTING:  # that process is gone, and its connection with it
+            since -= run.elapsed("intent_at")
         while True:
             sighting = await self._look(run, backend)
-            if sighting is not None and not isinstance(sighting, Absent):
+            if listener.running or (sighting is not None and not isinstance(sighting, Absent)):
                 await run.record(Step.SUBMITTED, accepted_at=self._clock.now())
                 return
             absent += sighting is not None
             if absent >= GHOST_LOOKS and self._clock.monotonic() - since >= GHOST_AGE_MS:
                 message = "ComfyUI did not take the prompt"
-                raise Stop(Interrupted(reason=Interruption.LOST, message=message))
-            await self._clock.sleep(GHOST_PAUSE_MS)
+                raise Stop(Interrupted(reason=Interruption.LOST, message=message, details=UNANSWERED))
+            left = GHOST_AGE_MS - (self._clock.monotonic() - since)
+            await self._clock.sleep(GHOST_PAUSE_MS if absent < GHOST_LOOKS else max(left, 1))
 
     async def _look(self, run: Run, backend: Backend, *, ended: bool = False) -> Sighting | Illegible | None:
         """Where the prompt is; None if ComfyUI did not say, which proves nothing (Q20)."""
@@ -140,7 +154,7 @@ class Prompter:
                     await self._expect_end(backend, watch, announced=announced)
                     return entry
                 case Absent() if absent >= ABSENT_LOOKS:
-                    raise Stop(self._vanished(run))
+                    return await self._salvaged(run, backend, listener)
                 case Illegible(reason=reason) if illegible >= ILLEGIBLE_LOOKS:
                     raise Stop(_unreadable(reason))
                 case Running():
@@ -184,12 +198,23 @@ class Prompter:
         """Make it durable that it was executed, if that is news."""
         if run.attempt.seen_running_at is None:
             await run.record(run.attempt.step, seen_running_at=self._clock.now())
+            failpoints.reach("running.committed")
 
-    def _vanished(self, run: Run) -> Outcome:
-        """In neither queue nor history any more: ComfyUI was restarted, or somebody cleared its queue."""
+    async def _salvaged(self, run: Run, backend: Backend, listener: Listener) -> HistoryEntry:
+        """What was heard of a prompt that is in neither queue nor history any more, if that is all there is.
+
+        ComfyUI was restarted, or somebody cleared its queue or its history. What it saved is still there.
+        """
+        if listener.running:
+            await self.seen_running(run)
+        entry = listener.verdict()
+        if entry is not None and _are_its_own(entry, run.id):
+            log.info("prompt.salvaged", verdict=entry.verdict)
+            return entry
         if run.attempt.seen_running_at is None:
-            return Interrupted(reason=Interruption.LOST, message="ComfyUI lost the prompt before it ran")
-        return Interrupted(reason=Interruption.SUSPECT, message="ComfyUI lost the prompt while it ran")
+            raise Stop(_lost(run, restarted=backend.life != run.life))
+        message = "ComfyUI lost the prompt while it ran"
+        raise Stop(Interrupted(reason=Interruption.SUSPECT, message=message))
 
     async def _check_clocks(self, run: Run, backend: Backend, listener: Listener) -> HistoryEntry | None:
         """End the prompt if one of the task's clocks has run out.
@@ -231,16 +256,51 @@ class Prompter:
         while True:
             try:
                 await backend.cancel(run.id)
+                failpoints.reach("stop.asked")
             except BackendError as exc:
                 log.info("cancel.unclear", reason=exc.message)
             sighting = await self._look(run, backend)
             if isinstance(sighting, Ended):
+                failpoints.reach("stop.verified")
                 return sighting.entry
             gone = gone + 1 if isinstance(sighting, Absent | Illegible) else 0
             if gone >= ABSENT_LOOKS:
                 return None
             await self._clock.sleep(pause)
             pause = min(pause * 2, CANCEL_MOST_MS)
+
+
+def _are_its_own(entry: HistoryEntry, prompt_id: str) -> bool:
+    """Whether nobody else can have made files of these names since: ComfyUI may have begun to count anew."""
+    own = f"{own_prefix(prompt_id)}/"
+    paths = [
+        f"{file.subfolder}/{file.filename}".replace("\\", "/")
+        for file in outputs.output_files(entry.outputs)
+        if file.text is None and file.folder == "output"
+    ]
+    return all(path.startswith(own) for path in paths)
+
+
+def own_prefix(prompt_id: str) -> str:
+    """What the files of one attempt begin with in ComfyUI's output folder."""
+    return f"comfyd/{prompt_id}"
+
+
+def _lost(run: Run, *, restarted: bool) -> Outcome:
+    """Free. But one that ComfyUI forgets again and again while it goes on may have run each time, unseen."""
+    task = run.claim.task
+    vanished = sum(
+        attempt.error is not None
+        and attempt.error.details == VANISHED
+        and attempt.claimed_at >= (task.started_at or 0)
+        for attempt in task.attempts
+    )
+    if restarted or vanished < FREE_VANISHINGS:
+        message = "ComfyUI lost the prompt before it was seen to run"
+        details = {} if restarted else VANISHED
+        return Interrupted(reason=Interruption.LOST, message=message, details=details)
+    message = f"ComfyUI took the prompt {vanished + 1} times, and its queue and history forgot it each time"
+    return Failed(error=TaskError(code="output_unavailable", message=message))
 
 
 def _unreadable(reason: str) -> Failed:

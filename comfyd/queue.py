@@ -10,14 +10,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+import structlog
+
 from comfyd.clock import Clock
 from comfyd.errors import StoreError
 from comfyd.store.base import Store
-from comfyd.tasks import Ready, Task
+from comfyd.tasks import Ready, ReadyPage, Task
+
+log = structlog.get_logger("comfyd.queue")
 
 HEAD: Final = 512
 """How many tasks are held at most; twice as many for a moment while urgent ones arrive."""
 LONGEST_SLEEP_MS: Final = 60_000
+LONGEST_PAUSE_MS: Final = 300_000
+"""The longest that a task waits for its next attempt, where nobody says another."""
 
 
 class Attention:
@@ -62,11 +68,14 @@ class TaskQueue:
     """What is to be claimed next. Lives as long as the process.
 
     `offer` a task once it is queued durably, `take` the most urgent one, say `taken` when its row is decided.
+    No task waits longer than `longest_ms`, the longest pause before a retry: a row that says so was written
+    by a clock that has been set back since.
     """
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, longest_ms: int = LONGEST_PAUSE_MS) -> None:
         self._store = store
         self._clock = clock
+        self._longest_ms = longest_ms
         self._head: asyncio.PriorityQueue[Ready] = asyncio.PriorityQueue()
         self._held: dict[str, Ready] = {}
         self._worst: Ready | None = None
@@ -77,12 +86,23 @@ class TaskQueue:
         self._alarm: asyncio.TimerHandle | None = None
         self._working: dict[str, Attention] = {}
         self._latest = 0
+        self._doubtful = True
+        """The clock may have been set back since rows were written: at the start nobody knows."""
         self.crowded: Callable[[Ready], bool] = _nobody
         """Told of a task that is held now, since all workers may have taken less urgent ones: was it so?"""
 
     def now(self) -> int:
-        """The wall clock, but never earlier than it was: a task that was due is so when that is set back."""
-        self._latest = max(self._latest, self._clock.now())
+        """The wall clock, but not earlier than it was: a task that was due is so when that is set back.
+
+        Set back by more than any pause it is believed, or retries would know no pause until it has caught up;
+        `refill` then makes due what waits for the time as it was.
+        """
+        now = self._clock.now()
+        if now < self._latest - self._longest_ms:
+            self._latest = now
+            self._doubtful = True
+            self.look_again()
+        self._latest = max(self._latest, now)
         return self._latest
 
     def offer(self, task: Task) -> None:
@@ -126,7 +146,7 @@ class TaskQueue:
         self._stale.clear()
         self._missed = False
         try:
-            page = await self._store.ready(self.now(), HEAD)
+            page = await self._page()
         except StoreError:
             self._stale.set()
             raise
@@ -141,6 +161,18 @@ class TaskQueue:
         if page.next_due is not None:
             self._wake_at(page.next_due)
         return 0
+
+    async def _page(self) -> ReadyPage:
+        """The table's head, without tasks that wait for a time which no pause of ours leads to."""
+        now = self.now()
+        page = await self._store.ready(now, HEAD)
+        if page.next_due is not None and (self._doubtful or page.next_due > now + self._longest_ms):
+            made = await self._store.make_due(now + self._longest_ms, now, HEAD)
+            self._doubtful = made == HEAD
+            if made:
+                log.warning("queue.clock_set_back", tasks=made)
+                self.look_again()
+        return page
 
     def _hold(self, ready: Ready) -> None:
         self._held[ready.task_id] = ready

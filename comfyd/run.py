@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar, get_args
 
 import msgspec
 import structlog
 
+from comfyd import failpoints
 from comfyd.clock import Clock
 from comfyd.errors import ComfydError, StaleClaim, StoreError
 from comfyd.listener import Frame
@@ -17,7 +18,7 @@ from comfyd.tasks import Attempt, Claim, Graph, Outcome, OutputFile, Step, TaskE
 
 T = TypeVar("T")
 
-Moment = Literal["accepted_at", "seen_running_at"]
+Moment = Literal["intent_at", "accepted_at", "seen_running_at"]
 """What a time-out counts from."""
 
 STORE_PAUSE_MS: Final = 1_000
@@ -45,11 +46,13 @@ class Run:
         self.graph: Graph = claim.graph
         """What ComfyUI is given: the task's graph, with the names of the files that were brought to it."""
         self.frames: list[Frame] = []
+        self.life: int | None = None
+        """Which life of its ComfyUI the prompt was sent to; None where an earlier process sent it."""
         self._store = store
         self._clock = clock
         self._marks: dict[str, int] = {}
         self._recording = asyncio.Lock()
-        for moment in ("accepted_at", "seen_running_at"):
+        for moment in get_args(Moment):
             before = getattr(claim.attempt, moment)
             if before is not None:  # in an earlier process: the wall clock is all there is to tell
                 self._marks[moment] = clock.monotonic() - max(clock.now() - before, 0)
@@ -71,6 +74,7 @@ class Run:
         """Make it durable that this output may be stored before the prompt has ended. Raises `StaleClaim`."""
         async with self._recording:
             await self._record(self.attempt.step, {"collected": (*self.attempt.collected, file)})
+        failpoints.reach("early.committed")
 
     async def _record(self, step: Step, facts: Mapping[str, object]) -> None:
         attempt = msgspec.structs.replace(self.attempt, step=step, **facts)

@@ -12,6 +12,7 @@ from typing import Final, Self
 import msgspec
 import structlog
 
+from comfyd import failpoints
 from comfyd.artefacts import ArtefactWriter, Source
 from comfyd.clock import Clock
 from comfyd.errors import StaleClaim
@@ -85,6 +86,7 @@ class Storing:
             return
         self._named.add(file)
         self._begin(file, source)
+        failpoints.reach("early.stored")
 
     async def no_more_early(self) -> None:
         """The prompt has ended: what has not begun early waits for `finish`."""

@@ -1,16 +1,18 @@
 """The workers: take what is most urgent, hold the claim while it is executed, settle it; never more."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 import structlog
 
+from comfyd import failpoints
 from comfyd.clock import Clock
 from comfyd.errors import StaleClaim, StoreError
 from comfyd.execution import Executor
 from comfyd.forgetting import Forgetter
 from comfyd.lifecycle import RetryPolicy, decide
+from comfyd.loops import stop
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
 from comfyd.queue import TaskQueue
@@ -44,10 +46,14 @@ class Settler:
         self._metrics = metrics
         self._clock = clock
         self._policy = policy
+        self.owed: Callable[[], None] = _nobody
+        """Called when a task has started or ended of which a webhook is to be told."""
 
     def started(self, task: Task) -> None:
         """A worker has the task."""
         self._board.status(task.id, task.status)
+        if task.webhook is not None:
+            self.owed()
 
     async def settle(self, claim: Claim, outcome: Outcome) -> Task:
         """Apply the outcome; waits while the database cannot take it. Raises `StaleClaim`."""
@@ -67,7 +73,9 @@ class Settler:
         if current is None:
             raise StaleClaim(f"task {claim.task.id} is gone")
         settlement = decide(current, outcome, self._policy, self._clock.now(), self._clock.jitter())
+        failpoints.reach("settle.decided")
         task = await self._store.settle(claim.attempt.id, settlement, self._clock.now())
+        failpoints.reach("settle.committed")
         self._tell(task, settlement)
         if isinstance(outcome, Succeeded) and task.status is not Status.SUCCEEDED:
             await self._forgetter.outputs(outcome.artefacts)
@@ -79,6 +87,8 @@ class Settler:
         reason = error.message if error is not None else None
         log.info("task.settled", status=task.status, outcome=settlement.outcome, error=code, reason=reason)
         self._board.status(task.id, task.status)
+        if task.webhook is not None:
+            self.owed()
         if task.status.terminal:
             self._metrics.finished(task.status, (task.completed_at or task.created_at) - task.created_at)
         else:
@@ -153,6 +163,7 @@ class Workers:
         """Take up what an earlier process left, before anything new is claimed."""
         for claim in claims:
             log.info("task.adopted", task_id=claim.task.id, step=claim.attempt.step)
+            failpoints.reach("adopt.begun")
             self._leave_alone(self._spawn(self._resume(claim)))
 
     async def drain(self, grace_ms: int, hurry: asyncio.Event) -> None:
@@ -165,9 +176,7 @@ class Workers:
         await asyncio.wait({ended, hurried}, timeout=grace_ms / 1000, return_when=asyncio.FIRST_COMPLETED)
         ended.cancel()
         hurried.cancel()
-        for work in self._working:
-            work.cancel()
-        await asyncio.gather(*self._working, return_exceptions=True)
+        await stop(tuple(self._working))
 
     async def _ended(self) -> None:
         if self._working:
@@ -192,13 +201,16 @@ class Workers:
     async def _claim(self, ready: Ready) -> Claim | None:
         if not self._queue.current(ready):
             return None
+        failpoints.reach("claim.taken")
         try:
-            return await self._store.claim(ready.task_id, self._clock.new_id(), self._queue.now())
+            claim = await self._store.claim(ready.task_id, self._clock.new_id(), self._queue.now())
         except StoreError:
             self._queue.look_again()
             raise
         finally:
             self._queue.taken(ready)
+        failpoints.reach("claim.committed")
+        return claim
 
     async def _resume(self, claim: Claim) -> None:
         ready = Ready(rank=-claim.task.priority, seq=claim.task.seq, task_id=claim.task.id)
@@ -233,3 +245,7 @@ def _tell_of_failure(work: asyncio.Task[None]) -> None:
     """Nobody waits for it, so what broke it is said here."""
     if not work.cancelled() and (error := work.exception()) is not None:
         log.error("work.broken", exc_info=error)
+
+
+def _nobody() -> None:
+    """Who is told of what is owed where nobody delivers."""

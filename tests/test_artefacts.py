@@ -34,6 +34,7 @@ from comfyd.artefacts import (
 from comfyd.clock import Clock, SystemClock
 from comfyd.comfy.files import OutputStream
 from comfyd.config import Config, LimitsConfig
+from comfyd.disk import BLOCK
 from comfyd.errors import (
     BackendUnclear,
     BackendUnreachable,
@@ -228,15 +229,12 @@ async def test_images_of_the_socket_are_converted_as_well(made: Bench) -> None:
     assert [each.name for each in ended.artefacts] == ["websocket_00001.jpg", "websocket_00002.jpg"]
 
 
-@pytest.mark.parametrize(
-    "options", [OutputOptions(format="webp"), OutputOptions(strip=True)], ids=["format", "strip"]
-)
 async def test_what_cannot_be_made_of_a_file_fails_the_task_after_one_run_and_leaves_nothing(
-    made: Bench, simulator: Simulator, tmp_path: Path, options: OutputOptions
+    made: Bench, simulator: Simulator, tmp_path: Path
 ) -> None:
-    simulator.faults.view = "short"
-    graph = noise(batch=3)
-    failed = await made.ended((await made.submit(graph, output=options, max_attempts=3)).id)
+    simulator.faults.view = "garbled"
+    wanted = OutputOptions(format="webp")
+    failed = await made.ended((await made.submit(noise(batch=3), output=wanted, max_attempts=3)).id)
     assert failed.status is Status.FAILED
     assert failed.error is not None
     assert (failed.error.code, failed.error.retryable) == ("media_error", False)
@@ -690,6 +688,30 @@ async def test_a_full_disk_of_this_machine_is_waited_for_and_given_up_in_words(t
         assert max(clock.slept) == MOST_PAUSE_MS
         artefact = await parts.writer.write("t/1", output_file("a.bin"), OutputOptions(), source)
     assert artefact.size_bytes == 100_000
+
+
+async def test_an_output_that_is_fetched_to_a_full_disk_can_be_broken_off(tmp_path: Path) -> None:
+    """As SIGTERM and a cancel do it: what they wait for must end."""
+    dry = asyncio.Event()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield bytes(BLOCK + 100)  # the last 100 are in Python's buffer then
+        dry.set()
+        await asyncio.Event().wait()
+
+    @asynccontextmanager
+    async def source(_: OutputFile) -> AsyncIterator[OutputStream]:
+        yield OutputStream(size_bytes=2 * BLOCK, content_type="image/png", chunks=chunks())
+
+    async with writing(tmp_path, Failing(), SystemClock()) as parts:
+        with small_disk(BLOCK):
+            fetching = asyncio.ensure_future(
+                parts.writer.write("t/1", output_file(), OutputOptions(), source)
+            )
+            await dry.wait()
+            fetching.cancel()
+            await asyncio.wait({fetching}, timeout=10)
+            assert fetching.cancelled()
 
 
 @pytest.mark.parametrize(

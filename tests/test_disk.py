@@ -4,6 +4,7 @@ import asyncio
 import errno
 import gc
 import hashlib
+import os
 import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -11,9 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from comfyd.disk import BLOCK, digest_of, make_empty, on_disk, read_blocks, write_stream
+from comfyd.disk import (
+    BLOCK,
+    Room,
+    digest_of,
+    free_bytes,
+    make_empty,
+    on_disk,
+    opened,
+    read_blocks,
+    write_stream,
+)
 from comfyd.errors import DiskFull, StorageError
 from tests.support.files import small_disk
+from tests.support.logs import captured_logs
 
 
 async def parts(*given: bytes) -> AsyncIterator[bytes]:
@@ -119,6 +131,59 @@ async def test_a_canceled_call_that_fails_as_well_is_canceled() -> None:
         await call
 
 
+class Waiting:
+    """A source that gives a block and a little more, which Python's buffer keeps, and then nothing."""
+
+    def __init__(self) -> None:
+        self.dry = asyncio.Event()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """See `write_stream`."""
+        yield bytes(BLOCK + 100)
+        self.dry.set()
+        await asyncio.Event().wait()
+
+
+async def test_a_cancellation_that_meets_a_full_disk_is_still_one(tmp_path: Path) -> None:
+    source, path = Waiting(), tmp_path / "a"
+    with small_disk(BLOCK):  # no room for one byte more
+        writing = asyncio.ensure_future(write_stream("cannot write", path, source.chunks()))
+        await source.dry.wait()
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+    assert not path.exists()
+
+
+async def test_a_cancellation_stays_one_where_the_disk_does_not_let_go_of_the_file(tmp_path: Path) -> None:
+    source, path = Waiting(), tmp_path / "folder" / "a"
+    path.parent.mkdir()
+    writing = asyncio.ensure_future(write_stream("cannot write", path, source.chunks()))
+    await source.dry.wait()
+    path.unlink()
+    path.mkdir()  # nobody may unlink this
+    writing.cancel()
+    with captured_logs() as lines, pytest.raises(asyncio.CancelledError):
+        await writing
+    assert [(line["event"], line["log_level"], line["file"]) for line in lines] == [
+        ("disk.left", "warning", str(path))
+    ]
+
+
+async def test_an_error_of_the_block_is_not_replaced_by_one_of_closing_the_file(tmp_path: Path) -> None:
+    async def write(name: str, error: Exception | None) -> None:
+        async with opened("cannot write", lambda: (tmp_path / name).open("xb")) as file:
+            file.write(bytes(100))
+            if error is not None:
+                raise error
+
+    with small_disk(10):
+        with pytest.raises(ConnectionResetError):
+            await write("a", ConnectionResetError("the source broke off"))
+        with pytest.raises(StorageError, match="cannot write: File too large"):
+            await write("b", None)
+
+
 @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, 3 * BLOCK + 5])
 async def test_a_stream_is_written_as_it_comes_and_known_by_its_digests(tmp_path: Path, size: int) -> None:
     data = bytes(range(251)) * (size // 251 + 1)
@@ -180,3 +245,37 @@ def test_a_folder_is_made_or_emptied_of_files_alone(tmp_path: Path) -> None:
     make_empty(folder)
     assert [entry.name for entry in folder.iterdir()] == ["kept"]
     assert tmp_path.is_dir()
+
+
+async def test_what_is_free_is_what_the_file_system_says(tmp_path: Path) -> None:
+    stats = os.statvfs(tmp_path)
+    assert 0 < free_bytes(tmp_path) <= stats.f_blocks * stats.f_frsize
+    room = Room(tmp_path, 1)
+    await room.look()
+    room.check()
+    room = Room(tmp_path, 1 << 62)
+    await room.look()
+    with pytest.raises(DiskFull, match=r"limits\.free_bytes"):
+        room.check()
+
+
+async def test_a_shortage_is_said_once_and_so_is_its_end(tmp_path: Path) -> None:
+    free = iter([100, 99, 98, 100, 101])
+    room = Room(tmp_path, 100, lambda _: next(free))
+    seen = []
+    with captured_logs() as lines:
+        for _ in range(5):
+            await room.look()
+            seen.append(room.shortage is not None)
+    assert seen == [False, True, True, False, False]
+    assert [(line["event"], line["free_bytes"]) for line in lines] == [
+        ("disk.short", 99),
+        ("disk.enough", 100),
+    ]
+
+
+async def test_a_disk_that_does_not_answer_changes_nothing(tmp_path: Path) -> None:
+    room = Room(tmp_path / "gone", 100)
+    with pytest.raises(StorageError, match=r"cannot see how much room data\.dir has: No such file"):
+        await room.look()
+    room.check()

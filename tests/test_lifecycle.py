@@ -4,6 +4,7 @@ import pytest
 
 from comfyd.lifecycle import FREE_STRAYS, FREE_SUSPECTS, RetryPolicy, decide
 from comfyd.tasks import (
+    Attempt,
     Canceled,
     Failed,
     Interrupted,
@@ -104,3 +105,16 @@ def test_a_cancel_wins_over_every_outcome_and_says_if_it_came_late(outcome: Outc
     settlement = settle(outcome, task(cancel_requested_at=NOW - 1))
     assert (settlement.status, settlement.outcome) == (Status.CANCELED, word)
     assert settlement.artefacts == ()
+
+
+def test_what_may_have_run_unseen_waits_when_it_repeats() -> None:
+    unanswered = Interrupted(reason=Interruption.LOST, message="gone", details={"unanswered": True})
+    error = TaskError(code="lost", message="gone", retryable=True, details={"unanswered": True})
+    first = settle(unanswered, task())
+    assert (first.available_at, first.error) == (NOW, error)
+    before = tuple(
+        Attempt(id=str(number), task_id="t", number=number, claimed_at=0, error=error) for number in (1, 2)
+    )
+    assert settle(unanswered, task(attempts=before)).available_at == NOW + 2_000
+    plain = Interrupted(reason=Interruption.LOST, message="gone")
+    assert settle(plain, task(attempts=before)).available_at == NOW

@@ -2,7 +2,9 @@
 
 import asyncio
 
-from comfyd.loops import BACKOFF_FIRST_MS, BACKOFF_MOST_MS, Crew, Health, Loop, run
+import pytest
+
+from comfyd.loops import BACKOFF_FIRST_MS, BACKOFF_MOST_MS, Crew, Health, Loop, run, stop
 from tests.support.clock import HandClock
 
 
@@ -63,6 +65,31 @@ async def test_jitter_shortens_the_pause() -> None:
     assert clock.slept == [round(BACKOFF_FIRST_MS * 0.75)]
 
 
+@pytest.mark.parametrize("lost_in", [ValueError("no"), PermissionError("may not kill"), 5])
+async def test_a_cancellation_that_got_lost_in_a_step_ends_the_loop_all_the_same(lost_in: object) -> None:
+    started, steps = asyncio.Event(), []
+
+    async def step() -> int:
+        steps.append(1)
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if isinstance(lost_in, Exception):
+                raise lost_in from None
+        return 5
+
+    health = Health()
+    loop = Loop(name="loses it", step=step, expected=(ValueError,))
+    running = asyncio.ensure_future(run(loop, HandClock(), health))
+    await started.wait()
+    running.cancel()
+    await asyncio.wait({running}, timeout=10)
+    assert running.cancelled()
+    assert steps == [1]
+    assert health.problems() == {"loses it": "it was stopped"}  # where nobody wanted that, it is seen
+
+
 async def test_a_crew_stops_its_loops_when_it_is_left() -> None:
     started = asyncio.Event()
 
@@ -74,3 +101,23 @@ async def test_a_crew_stops_its_loops_when_it_is_left() -> None:
     async with Crew([Loop(name="waits", step=step)], HandClock(), Health()) as crew:
         await started.wait()
     assert all(task.done() for task in crew._tasks)  # noqa: SLF001 - the claim is about them
+
+
+async def test_a_task_that_swallows_a_cancellation_is_stopped_all_the_same() -> None:
+    swallowed: list[bool] = []
+
+    async def stubborn() -> None:
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if swallowed:
+                    raise
+                swallowed.append(True)
+
+    tasks = [asyncio.create_task(stubborn()), asyncio.create_task(asyncio.sleep(0))]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await stop(tasks)
+    assert tasks[0].cancelled()
+    assert swallowed == [True]

@@ -4,6 +4,8 @@ import asyncio
 import heapq
 import random
 
+import msgspec
+
 from comfyd.queue import HEAD, TaskQueue
 from comfyd.tasks import Ready, ReadyPage, Task
 from tests.support.clock import HandClock
@@ -39,6 +41,13 @@ class Table:
             self.rows[row.id] = row
         await asyncio.sleep(0)
         return page
+
+    async def make_due(self, after: int, now: int, limit: int) -> int:
+        """See `Store.make_due`."""
+        late = [row for row in self.rows.values() if row.available_at > after][:limit]
+        for row in late:
+            self.rows[row.id] = msgspec.structs.replace(row, available_at=now)
+        return len(late)
 
 
 def make() -> tuple[TaskQueue, Table, HandClock]:
@@ -115,6 +124,34 @@ async def test_a_task_that_waits_for_its_time_is_read_when_it_comes() -> None:
     async with asyncio.timeout(5):
         await queue.refill()
         assert (await queue.take()).task_id == "t1"
+
+
+async def test_tasks_of_a_clock_that_was_set_back_are_due_in_their_order() -> None:
+    queue, table, clock = make()
+    for seq in range(HEAD + 50):
+        table.add(seq, priority=seq % 2, available_at=clock.now() + 86_400_000)
+    retried = table.add(HEAD + 50, priority=5, available_at=clock.now() + 299_000)
+    async with asyncio.timeout(10):
+        for _ in range(3):  # as many as are held at most, the rest, and both together
+            await queue.refill()
+        taken = [await queue.take() for _ in range(HEAD)]
+    urgent = (HEAD + 50) // 2
+    assert [ready.seq for ready in taken[:urgent]] == [2 * number + 1 for number in range(urgent)]
+    assert [ready.rank for ready in taken[urgent:]] == [0] * (HEAD - urgent)
+    assert table.rows[retried.id] == retried
+
+
+async def test_a_clock_that_is_set_back_by_a_day_is_believed_and_by_a_moment_is_not() -> None:
+    queue, table, clock = make()
+    before = queue.now()
+    clock.advance(-200_000)
+    assert queue.now() == before
+    table.add(1, available_at=before)
+    assert await drain(queue, table, 1) == ["t1"]
+    clock.advance(-86_400_000)
+    assert queue.now() == clock.now()
+    table.add(2, available_at=before)
+    assert await drain(queue, table, 1) == ["t2"]
 
 
 async def test_what_is_queued_during_a_read_is_not_missed() -> None:

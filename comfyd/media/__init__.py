@@ -5,6 +5,7 @@ is raised but `MediaError`. libav and Pillow are loaded when a file needs them, 
 """
 
 from comfyd.media.conversion import convert
+from comfyd.media.endings import is_whole
 from comfyd.media.facts import Facts, facts
 from comfyd.media.kinds import Kind, Sniffed, sniff
 from comfyd.media.stripping import strip
@@ -15,6 +16,7 @@ __all__ = [
     "Sniffed",
     "convert",
     "facts",
+    "is_whole",
     "sniff",
     "strip",
 ]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 SocketFault = Literal["none", "deaf", "hang", "refuse"]
-ViewFault = Literal["none", "short", "cut", "error", "missing", "stall"]
+ViewFault = Literal["none", "short", "cut", "error", "missing", "stall", "garbled"]
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Faults:
     worker_dead: bool = False  # HTTP lives, prompts are accepted, nothing runs
     # GET /view
     # short: half the file with a fitting Content-Length; cut: the connection ends in mid-file;
-    # stall: half the file, then nothing until the switch is changed
+    # stall: half the file, then nothing until the switch is changed; garbled: zeros in its second half
     view: ViewFault = "none"
     view_faults_left: int = -1
 

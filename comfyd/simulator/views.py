@@ -97,6 +97,10 @@ class Views:
             return web.Response(status=500, text="500 Internal Server Error")
         if fault == "short":  # whole by HTTP's measure, and half of the file is not there
             return web.Response(body=data[: len(data) // 2], headers=self._headers(request, path.name))
+        if fault == "garbled":
+            start, end = len(data) * 6 // 10, len(data) * 9 // 10
+            garbled = data[:start] + bytes(end - start) + data[end:]
+            return web.Response(body=garbled, headers=self._headers(request, path.name))
         response = web.StreamResponse(headers=self._headers(request, path.name))
         response.content_length = len(data)
         await response.prepare(request)
