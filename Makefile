@@ -13,7 +13,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RUN_SETUP := $(VENV)/.installed-run
 DEV_SETUP := $(VENV)/.installed-dev
 JOBS ?= 2
+TEST_OPTIONS ?=
 TESTED_PYTHONS := 3.11 3.12 3.13
+# how long the kills of `make chaos` go on, in minutes (until all are done where it is not set), and its other long forms
+CHAOS_MINUTES ?=
+CHAOS_SEED ?= 1
+CHAOS_EXAMPLES ?= 300
+CHAOS_CANCELS ?= 1000
+CHAOS_ACCEPTS ?= 1000
 LOCK := uv pip compile -q --universal --generate-hashes --no-header --no-annotate
 
 .PHONY: help
@@ -46,7 +53,7 @@ demo: $(RUN_SETUP) ## run everything once on a simulated ComfyUI and save a pict
 
 .PHONY: test
 test: $(DEV_SETUP) ## run the fast suite
-	@$(BIN)/python -m pytest -q -n $(JOBS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) $(TEST_OPTIONS)
 
 .PHONY: check
 check: $(DEV_SETUP) ## what must hold before a commit: format, lint, types, layers, tests with coverage
@@ -54,7 +61,7 @@ check: $(DEV_SETUP) ## what must hold before a commit: format, lint, types, laye
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
-	@$(BIN)/python -m pytest -q -n $(JOBS) --cov --cov-report=term
+	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not chaos" --cov --cov-report=term
 
 .PHONY: format
 format: $(DEV_SETUP) ## format and mend what can be mended
@@ -66,12 +73,19 @@ test-comfyui: $(DEV_SETUP) ## run the suite against the real ComfyUI (set up in 
 	@$(BIN)/python -m tests.support.comfyui setup
 	@$(BIN)/python -m pytest -q --comfyui -m comfyui --timeout 180
 
+.PHONY: chaos
+chaos: $(DEV_SETUP) ## kill both sides for half an hour, at every failpoint and at random (CHAOS_MINUTES, CHAOS_SEED)
+	@$(BIN)/python -m tests.faults.chaos --jobs $(JOBS) --seed $(CHAOS_SEED) $(CHAOS_MINUTES:%=--minutes %)
+	@CHAOS_SEED=$(CHAOS_SEED) CHAOS_EXAMPLES=$(CHAOS_EXAMPLES) CHAOS_CANCELS=$(CHAOS_CANCELS) \
+		COMFYD_AUDIT=$(CHAOS_ACCEPTS) $(BIN)/python -m pytest -q -n $(JOBS) -rP --timeout 1800 \
+		tests/faults/test_fsync_audit.py tests/faults/test_cancels.py tests/faults/test_machine.py
+
 .PHONY: test-pythons
 test-pythons: ## run the fast suite on each supported Python that is installed
 	@for version in $(TESTED_PYTHONS); do \
 		python=$$(tests/support/find-python $$version) || { echo "Python $$version is not installed"; continue; }; \
 		echo "Python $$version"; \
-		$(MAKE) test PYTHON="$$python" VENV=.venv-$$version; \
+		$(MAKE) test PYTHON="$$python" VENV=.venv-$$version TEST_OPTIONS='-m "not chaos"'; \
 	done
 
 .PHONY: lock

@@ -10,10 +10,11 @@ import aiohttp
 import msgspec
 import pytest
 
-from comfyd.app import Changes, listen, open_ground, serve
+from comfyd.app import Changes, open_ground
 from comfyd.clock import SystemClock
 from comfyd.config import DataConfig, LimitsConfig, ServerConfig, WorkflowsConfig
 from comfyd.errors import ConfigError, StoreUnavailable
+from comfyd.serving import listen, serve
 from comfyd.simulator import Simulator, SimulatorOptions
 from tests.support.logs import captured_logs
 from tests.support.service import configuration, sampled, until

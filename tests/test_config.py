@@ -14,6 +14,7 @@ from comfyd.config import (
     ServerConfig,
     StorageConfig,
     StorageName,
+    WebhooksConfig,
     masked,
     public,
 )
@@ -68,7 +69,8 @@ def test_public_has_every_section_and_no_password() -> None:
 
 
 def test_public_and_repr_show_no_secret_but_whether_there_is_one() -> None:
-    config = Config(storage=FULL)
+    config = Config(storage=FULL, comfyui=(ComfyUIConfig(restart=("curl", CANARY)),))
+    assert public(config)["comfyui"][0]["restart"] == ["***", "***"]
     shown = public(config)["storage"]
     assert {shown["r2"]["secret_key"], shown["cf_images"]["api_token"], shown["gcs"]["credentials"]} == {
         "***"
@@ -87,6 +89,15 @@ def test_public_and_repr_show_no_secret_but_whether_there_is_one() -> None:
     assert CANARY not in str([row for table in (FULL.s3, FULL.r2) for row in table.__rich_repr__()])
 
 
+def test_the_secrets_of_webhooks_are_shown_nowhere() -> None:
+    config = Config(webhooks=WebhooksConfig(secret=CANARY, old_secrets=(CANARY, CANARY)))
+    shown = public(config)["webhooks"]
+    assert (shown["secret"], shown["old_secrets"]) == ("***", ["***", "***"])
+    assert public(Config())["webhooks"] == {"timeout": 15.0, "secret": None, "old_secrets": []}
+    assert CANARY not in f"{public(config)} {config!r} {config.webhooks}"
+    assert "old_secrets=()" in repr(WebhooksConfig())
+
+
 def test_the_full_example_has_every_secret_there_is() -> None:
     names = [
         (table, field)
@@ -94,7 +105,8 @@ def test_the_full_example_has_every_secret_there_is() -> None:
         for field in getattr(FULL, table).__struct_fields__
         if field in SECRET_FIELDS
     ]
-    assert {field for _, field in names} == SECRET_FIELDS
+    elsewhere = {"restart", "secret", "old_secrets"}  # of a `[[comfyui]]` and of `[webhooks]`
+    assert {field for _, field in names} | elsewhere == SECRET_FIELDS
     assert all(getattr(getattr(FULL, table), field) == CANARY for table, field in names)
 
 

@@ -13,7 +13,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from comfyd.app import listen, open_ground, serve, wire, working
+from comfyd.app import open_ground, wire, working
 from comfyd.artefacts import ArtefactWriter, StoringTerms, text_source
 from comfyd.clock import Clock, SystemClock
 from comfyd.comfy import messages
@@ -29,6 +29,7 @@ from comfyd.metrics import Metrics
 from comfyd.progress import Board
 from comfyd.queue import TaskQueue
 from comfyd.scratch import open_scratch
+from comfyd.serving import listen, serve
 from comfyd.simulator import Simulator, SimulatorOptions
 from comfyd.slots import Slots
 from comfyd.storage.local import open_local
@@ -46,7 +47,7 @@ from comfyd.tasks import (
     Task,
 )
 from comfyd.worker import Settler
-from tests.support.clock import HandClock
+from tests.support.clock import HandClock, JumpingClock
 from tests.support.files import local_file, only, read, small_disk
 from tests.support.service import PATIENCE, Bench, bench, colored, configuration, sampled, until
 from tests.support.values import artefact, attempt, task
@@ -141,9 +142,17 @@ class Table:
         later = [row.available_at for row in self.rows if row.available_at > now]
         return ReadyPage(entries=tuple(sorted(due)[:limit]), next_due=min(later, default=None))
 
+    async def make_due(self, after: int, now: int, limit: int) -> int:
+        """See `Store`."""
+        late = [row for row in self.rows if row.available_at > after][:limit]
+        self.rows = [
+            msgspec.structs.replace(row, available_at=now) if row in late else row for row in self.rows
+        ]
+        return len(late)
+
 
 def queue_before(table: Table, clock: Clock) -> TaskQueue:
-    return TaskQueue(table, clock)  # type: ignore[arg-type] # only `ready` is asked for
+    return TaskQueue(table, clock)  # type: ignore[arg-type] # only the queue's verbs are asked for
 
 
 async def test_a_failed_read_of_the_head_is_read_again() -> None:
@@ -263,6 +272,7 @@ async def test_a_cancel_does_not_wait_for_files_that_do_not_come(
 # ComfyUI goes away, or answers strangely
 
 
+@pytest.mark.fault(5)
 async def test_files_are_fetched_when_comfyui_is_back_and_nothing_runs_again(
     simulator: Simulator, tmp_path: Path
 ) -> None:
@@ -298,6 +308,7 @@ async def test_a_history_that_cannot_be_read_does_not_hold_its_task_for_ever(
     assert len(starts(simulator)) == 1
 
 
+@pytest.mark.fault(8)
 async def test_images_of_the_socket_are_not_made_while_there_is_no_socket(
     simulator: Simulator, tmp_path: Path
 ) -> None:
@@ -313,6 +324,7 @@ async def test_images_of_the_socket_are_not_made_while_there_is_no_socket(
     assert len(starts(simulator)) == 1
 
 
+@pytest.mark.fault(10)
 async def test_images_that_are_lost_each_time_are_not_made_for_ever(
     simulator: Simulator, tmp_path: Path
 ) -> None:
@@ -356,6 +368,7 @@ async def test_silence_of_a_lost_socket_is_no_stall(simulator: Simulator, tmp_pa
     assert ended.status is Status.SUCCEEDED
 
 
+@pytest.mark.fault(15)
 async def test_a_prompt_that_succeeds_while_it_is_stopped_is_not_run_again(
     simulator: Simulator, tmp_path: Path
 ) -> None:
@@ -368,18 +381,7 @@ async def test_a_prompt_that_succeeds_while_it_is_stopped_is_not_run_again(
     assert len(starts(simulator)) == 1
 
 
-class JumpingClock(SystemClock):
-    """A wall clock that somebody sets; the other one goes on as it did."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shift = 0
-
-    def now(self) -> int:
-        """See `Clock`."""
-        return super().now() + self.shift
-
-
+@pytest.mark.fault(27)
 @pytest.mark.parametrize("hours", [1, -1])
 async def test_a_wall_clock_that_is_set_does_not_end_or_free_a_running_prompt(
     simulator: Simulator, tmp_path: Path, hours: int

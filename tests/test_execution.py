@@ -196,6 +196,7 @@ async def test_a_running_prompt_is_cancelled_and_nothing_else(made: Bench, simul
     assert sorted(outcomes.values(), key=str) == ["interrupted", "success"]
 
 
+@pytest.mark.fault(15)
 async def test_a_cancel_is_repeated_until_it_is_true(made: Bench, simulator: Simulator) -> None:
     simulator.faults.interrupts_ignored = 3
     task = await made.submit(sampled(3, 2_000))
@@ -236,6 +237,7 @@ async def test_a_prompt_that_had_finished_before_its_cancel_is_canceled_and_says
     assert not (tmp_path / "data" / "files" / task.id).exists()
 
 
+@pytest.mark.fault(14)
 async def test_somebody_elses_interrupt_is_forgiven(made: Bench) -> None:
     task = await made.submit(sampled(4, 100))
     row = await made.until(
@@ -249,6 +251,7 @@ async def test_somebody_elses_interrupt_is_forgiven(made: Bench) -> None:
 
 
 @pytest.mark.parametrize("fault", ["prompt_answers_lost", "prompt_answers_cut"])
+@pytest.mark.fault(7)
 async def test_a_post_of_unknown_fate_runs_once(made: Bench, simulator: Simulator, fault: str) -> None:
     setattr(simulator.faults, fault, 1)
     task = await made.ended((await made.submit(colored(31))).id)
@@ -257,6 +260,7 @@ async def test_a_post_of_unknown_fate_runs_once(made: Bench, simulator: Simulato
     assert task.attempt_count == 1
 
 
+@pytest.mark.fault(13)
 async def test_a_prompt_cleared_from_the_queue_is_given_again_for_free(made: Bench) -> None:
     blocking, task = await made.submit(sampled(5, 60)), await made.submit(sampled(6, 1))
     row = await made.until(lambda row: row.attempts != () and row.attempts[0].step == "submitted", task.id)
@@ -267,6 +271,7 @@ async def test_a_prompt_cleared_from_the_queue_is_given_again_for_free(made: Ben
     assert (await made.ended(blocking.id)).status is Status.SUCCEEDED
 
 
+@pytest.mark.fault(3, 4)
 async def test_a_comfyui_that_dies_and_comes_back_loses_nothing(made: Bench, simulator: Simulator) -> None:
     tasks = [await made.submit(sampled(seed, 40)) for seed in range(5)]
     await made.until(
@@ -284,6 +289,7 @@ async def test_a_comfyui_that_dies_and_comes_back_loses_nothing(made: Bench, sim
     assert [attempt.outcome for attempt in first.attempts] == ["suspect", "succeeded"]
 
 
+@pytest.mark.fault(18)
 async def test_a_prompt_that_kills_comfyui_each_time_is_stopped(made: Bench, simulator: Simulator) -> None:
     simulator.faults.poison = {"RegexReplace"}
 
@@ -307,6 +313,7 @@ async def test_a_prompt_that_kills_comfyui_each_time_is_stopped(made: Bench, sim
     assert good.status is Status.SUCCEEDED
 
 
+@pytest.mark.fault(10)
 async def test_the_socket_is_one_and_its_loss_delays_nothing(made: Bench, simulator: Simulator) -> None:
     tasks = [await made.submit(colored(1_000 + n)) for n in range(100)]
     for _ in range(5):
@@ -320,6 +327,7 @@ async def test_the_socket_is_one_and_its_loss_delays_nothing(made: Bench, simula
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05, 0.2, 0.35, 0.48])
+@pytest.mark.fault(10)
 async def test_a_prompt_whose_socket_was_dropped_is_not_late(
     made: Bench, simulator: Simulator, seconds: float
 ) -> None:
@@ -335,6 +343,7 @@ async def test_a_prompt_whose_socket_was_dropped_is_not_late(
     assert ended.completed_at - ran_until < 1_500
 
 
+@pytest.mark.fault(9)
 async def test_a_deaf_socket_is_noticed_and_replaced(made: Bench, simulator: Simulator) -> None:
     await until(lambda: made.ground.backends[0].state.socket)
     simulator.faults.sockets = "deaf"
@@ -344,6 +353,7 @@ async def test_a_deaf_socket_is_noticed_and_replaced(made: Bench, simulator: Sim
     await until(lambda: made.ground.backends[0].connections >= 2)
 
 
+@pytest.mark.fault(22)
 async def test_a_short_file_is_read_again_and_never_delivered_short(
     made: Bench, simulator: Simulator
 ) -> None:
@@ -355,6 +365,7 @@ async def test_a_short_file_is_read_again_and_never_delivered_short(
     assert len([entry for entry in simulator.executions if entry.event == "start"]) == 1
 
 
+@pytest.mark.fault(22)
 async def test_a_file_that_is_gone_fails_the_attempt_and_leaves_no_half(
     made: Bench, simulator: Simulator, tmp_path: Path
 ) -> None:
@@ -444,6 +455,7 @@ async def test_the_first_prompt_waits_a_moment_for_the_socket_and_has_progress(
     assert len(values) >= 4
 
 
+@pytest.mark.fault(8)
 async def test_a_socket_that_never_opens_holds_nobody_up(simulator: Simulator, tmp_path: Path) -> None:
     simulator.faults.sockets = "refuse"
     async with bench(configuration(tmp_path / "data", simulator.url)) as made:

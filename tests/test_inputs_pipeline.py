@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import pytest
@@ -17,6 +18,7 @@ from comfyd.clock import SystemClock
 from comfyd.config import Config, InputsConfig, OutboundConfig
 from comfyd.errors import InputError
 from comfyd.guard import Guard, open_client
+from comfyd.scratch import Scratch
 from comfyd.simulator import Simulator, SimulatorOptions
 from comfyd.simulator.options import FlavorName
 from comfyd.tasks import Graph, Status, Task
@@ -612,3 +614,80 @@ async def test_files_are_given_to_the_comfyui_that_runs_the_task(
         for backend, place in ran.items():
             own = [n for n, row in enumerate(ended) if row.attempts[0].backend == backend]
             assert given(place) == sorted(named(png(n)) for n in own)
+
+
+class FullPath(type(Path())):  # type: ignore[misc] # how 3.11 lets a path be subclassed
+    """A place on a disk that has no room."""
+
+    def open(self, *_: object, **__: object) -> IO[Any]:
+        """As the kernel does it."""
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class FullAtFirst(Scratch):
+    """A scratch folder whose disk is full for the first few files."""
+
+    def __init__(self, folder: Path, left: int) -> None:
+        super().__init__(folder)
+        self.left = left
+
+    @asynccontextmanager
+    async def file(self) -> AsyncIterator[Path]:
+        """See `Scratch`."""
+        async with super().file() as path:
+            self.left -= 1
+            yield FullPath(path) if self.left >= 0 else path
+
+
+@pytest.mark.fault(23)
+async def test_inputs_wait_for_room_on_a_full_disk_and_cost_no_attempt(
+    simulator: Simulator, sources: Sources, tmp_path: Path
+) -> None:
+    config = settings(tmp_path / "data", simulator)
+    async with open_ground(config, SystemClock()) as ground:
+        full = FullAtFirst(config.temporary, 1)
+        service = wire(msgspec.structs.replace(ground, scratch=full))
+        async with working(service, 200, asyncio.Event()):
+            made = Bench(ground, service)
+            task = await made.ended((await made.submit(loading(sources.file("/a", png(RED))))).id)
+            assert color_of(stored(made, task)) == RED
+    assert full.left < 0
+    assert (task.failures, len(task.attempts)) == (0, 1)
+
+
+class SmallDisk(Scratch):
+    """A scratch folder whose disk holds so many files at a time."""
+
+    def __init__(self, folder: Path, most: int) -> None:
+        super().__init__(folder)
+        self.most = most
+        self.held = 0
+
+    @asynccontextmanager
+    async def file(self) -> AsyncIterator[Path]:
+        """See `Scratch`."""
+        async with super().file() as path:
+            self.held += 1
+            try:
+                yield FullPath(path) if self.held > self.most else path
+            finally:
+                self.held -= 1
+
+
+@pytest.mark.fault(23)
+async def test_tasks_that_wait_for_room_do_not_hold_it_against_each_other(
+    simulator: Simulator, sources: Sources, tmp_path: Path
+) -> None:
+    config = settings(tmp_path / "data", simulator, inputs=InputsConfig(at_once=1))
+    async with open_ground(config, SystemClock()) as ground:
+        service = wire(msgspec.structs.replace(ground, scratch=SmallDisk(config.temporary, 2)))
+        async with working(service, 200, asyncio.Event()):
+            made = Bench(ground, service)
+            rows = []
+            for name in "ab":
+                first, second = (sources.file(f"/{name}{n}", png(n)) for n in (1, 2))
+                graph = {**loading(first), "7": {"class_type": "LoadImage", "inputs": {"image": second}}}
+                graph["8"] = {"class_type": "PreviewImage", "inputs": {"images": ["7", 0]}}
+                rows.append(await made.submit(graph))
+            ended = [await made.ended(row.id) for row in rows]
+    assert [(row.status, row.attempt_count) for row in ended] == [(Status.SUCCEEDED, 1)] * 2

@@ -148,15 +148,21 @@ async def test_tasks_are_accepted_while_comfyui_is_down_and_run_when_it_is_up(
     assert comfyd.exit_code() is None
 
 
-async def test_a_second_comfyd_on_the_same_data_is_refused(
-    comfyd: ComfydProcess, simulator: Simulator
+@pytest.mark.fault(26)
+async def test_a_second_comfyd_on_the_same_data_is_refused_and_the_first_goes_on(
+    comfyd: ComfydProcess, client: Client, simulator: Simulator
 ) -> None:
+    task = await client.submit(sampled(1, 100))
+    await until(lambda: len(simulator.executions) == 1)
     second = ComfydProcess(comfyd.folder, simulator.url)
     second.log = comfyd.folder / "second.log"
     await asyncio.to_thread(second.spawn)
     assert await asyncio.to_thread(second.wait) == 69
     assert "Traceback" not in second.log_text()
     assert str(comfyd.folder / "data") in second.log_text()
+    for wanted in (task, await client.submit(colored(1))):
+        assert (await client.ended(wanted["task_id"]))["status"] == "COMPLETED"
+    assert set(runs(simulator).values()) == {1}
 
 
 async def test_a_port_that_is_taken_is_one_line(comfyd: ComfydProcess, simulator: Simulator) -> None:

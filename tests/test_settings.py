@@ -1,5 +1,6 @@
 """Where values come from, who wins, and that every problem is said."""
 
+import base64
 import json
 import os
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from comfyd.config import (
     CfImagesStorageConfig,
+    ComfyUIConfig,
     Config,
     GcsStorageConfig,
     R2StorageConfig,
@@ -22,6 +24,9 @@ from comfyd.config import (
 from comfyd.errors import ConfigError
 from comfyd.keys import defaults
 from comfyd.settings import SEED_NAMES, load, named, require_private_bind
+
+WHSEC_24 = "whsec_ThisIsAnExampleMakeYourOwnSecret"
+WHSEC_64 = f"whsec_{base64.b64encode(bytes(64)).decode()}"
 
 
 def from_environment(environ: Mapping[str, str]) -> Config:
@@ -89,6 +94,7 @@ def test_every_key_can_be_set_by_its_variable() -> None:
     # A text that every key without a default takes, the urls among them.
     spelled = {key: "http://x" if key.endswith("url") else "xx" for key in defaults()}
     spelled |= {key: "https://xx" for key in defaults() if key.endswith(("endpoint", "_domain"))}
+    spelled |= {"webhooks.secret": WHSEC_24, "webhooks.old_secrets": f"{WHSEC_64}, {WHSEC_24}"}
     environ = {
         "COMFYD__" + key.upper().replace(".", "__"): spelled[key] if default in (None, []) else str(default)
         for key, default in defaults().items()
@@ -98,9 +104,10 @@ def test_every_key_can_be_set_by_its_variable() -> None:
     assert config.storage.usable == ("local", "s3", "r2", "gcs", "cf_images")
     assert config.storage.r2.public_domain == config.storage.r2.endpoint == "https://xx"
     assert config.outbound.allow == ("xx",)
+    assert (config.webhooks.secret, config.webhooks.old_secrets) == (WHSEC_24, (WHSEC_64, WHSEC_24))
     assert (config.inputs, config.limits) == (Config().inputs, Config().limits)
     assert config.queue == Config().queue
-    assert config.comfyui == Config().comfyui
+    assert config.comfyui == (ComfyUIConfig(restart=("xx",)),)
 
 
 def test_names_of_variables_are_taken_in_any_case_and_upper_case_wins() -> None:
@@ -387,6 +394,44 @@ def test_a_list_of_texts_that_is_none_is_refused(tmp_path: Path, text: str, key:
     assert words in refused_text(tmp_path, text)[key]
 
 
+# --- webhooks
+
+
+@pytest.mark.parametrize("length", [24, 25, 26, 32, 62, 63, 64])
+def test_a_secret_of_webhooks_has_24_to_64_bytes(length: int) -> None:
+    secret = f"whsec_{base64.b64encode(bytes(length)).decode()}"
+    assert from_environment({"COMFYD__WEBHOOKS__SECRET": secret}).webhooks.secret == secret
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(f"whsec_{base64.b64encode(bytes(length)).decode()}" for length in (0, 1, 23, 65, 66, 67, 96)),
+        WHSEC_24.removeprefix("whsec_"),
+        WHSEC_24.replace("whsec_", "whpk_"),
+        WHSEC_24 + "=",
+        WHSEC_24[:-1],
+        WHSEC_24[:-1] + "-",
+        WHSEC_24[:-1] + "ä",
+        WHSEC_24 + "\nA",
+    ],
+)
+@pytest.mark.parametrize("key", ["secret", "old_secrets"])
+def test_what_is_no_secret_of_webhooks_is_refused_by_its_key_alone(
+    tmp_path: Path, key: str, wrong: str
+) -> None:
+    value = json.dumps(wrong if key == "secret" else [WHSEC_64, wrong])
+    message = refused_text(tmp_path, f"[webhooks]\n{key} = {value}\n")[f"webhooks.{key}"]
+    assert message == (
+        f"webhooks.{key} = *** ({tmp_path / 'comfyd.toml'}): expected `whsec_` and 24 to 64 bytes in base64"
+    )
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "31"])
+def test_a_receiver_has_half_a_minute_at_most(seconds: str) -> None:
+    assert "to 30" in refused({"COMFYD__WEBHOOKS__TIMEOUT": seconds})["webhooks.timeout"]
+
+
 # --- secrets
 
 CANARY = "canary-5d1f"
@@ -402,6 +447,12 @@ CANARY = "canary-5d1f"
         f'[storage.r2]\nsecret_kye = "{CANARY}"',
         f'[storage.r2]\nsecret_kye = ["{CANARY}"]',
         f'[storage.s3]\naccess_key = ["{CANARY}"]',
+        f'[webhooks]\nsecret = "{CANARY}"',
+        f'[webhooks]\nsecret = ["{CANARY}"]',
+        f'[webhooks]\nsecrets = "{CANARY}"',
+        f'[webhooks]\nold_secrets = "{CANARY}"',
+        f'[webhooks]\nold_secrets = ["{CANARY}"]',
+        f'webhooks = "{CANARY}"',
         f'[storage]\nr2 = "{CANARY}"',
         f'[storage]\nr2 = ["{CANARY}"]',
         f'storage = "{CANARY}"',
@@ -428,6 +479,8 @@ def test_no_error_about_a_file_repeats_a_secret(tmp_path: Path, text: str) -> No
     [
         ("R2_SECRET_KEY", f"{CANARY} with blanks"),
         ("CF_IMAGES_API_TOKEN", f"Bearer {CANARY}"),
+        ("COMFYD__WEBHOOKS__SECRET", f"whsec_{CANARY}"),
+        ("COMFYD__WEBHOOKS__OLD_SECRETS", f"whsec_{CANARY},{CANARY}"),
         ("COMFYD__STORAGE__R2__SECRET_KYE", CANARY),
         ("COMFYD__STORAGE__R2__SECRET_KEY__X", CANARY),
         ("COMFYD__STORAGE__R2", f'{{"secret_key": "{CANARY}"}}'),

@@ -161,6 +161,7 @@ def is_collected(row: Task) -> bool:
 # down, slow, broken off, forbidden: it takes longer
 
 
+@pytest.mark.fault(34)
 async def test_a_storage_that_is_down_for_long_costs_neither_the_task_nor_a_second_run(
     place: Place, way: proxy.Proxy, simulator: Simulator
 ) -> None:
@@ -211,6 +212,7 @@ async def test_ready_names_a_storage_that_fails_and_forgets_it_when_it_is_well(
 
 
 @pytest.mark.parametrize("simulator", [200_000], indirect=True)
+@pytest.mark.fault(33)
 async def test_a_slow_storage_only_takes_longer(place: Place, way: proxy.Proxy, simulator: Simulator) -> None:
     await way.set(proxy.Slow(400_000))
     async with bench_with(place.config()) as made:
@@ -227,6 +229,7 @@ async def test_a_slow_storage_only_takes_longer(place: Place, way: proxy.Proxy, 
     indirect=["simulator"],
     ids=["whole", "in parts"],
 )
+@pytest.mark.fault(32)
 async def test_an_upload_that_breaks_off_again_and_again_arrives_whole_in_the_end(
     place: Place, way: proxy.Proxy, simulator: Simulator, after: int
 ) -> None:
@@ -242,6 +245,7 @@ async def test_an_upload_that_breaks_off_again_and_again_arrives_whole_in_the_en
     assert len(starts(simulator)) == 1
 
 
+@pytest.mark.fault(32)
 async def test_a_storage_that_forbids_is_asked_until_somebody_mends_it(
     place: Place, way: proxy.Proxy, simulator: Simulator
 ) -> None:
@@ -257,6 +261,7 @@ async def test_a_storage_that_forbids_is_asked_until_somebody_mends_it(
     assert len(starts(simulator)) == 1
 
 
+@pytest.mark.fault(32)
 async def test_a_bucket_that_is_made_late_is_found(
     s3: seaweed.SeaweedServer, way: proxy.Proxy, simulator: Simulator, tmp_path: Path
 ) -> None:
@@ -272,6 +277,7 @@ async def test_a_bucket_that_is_made_late_is_found(
     assert len(starts(simulator)) == 1
 
 
+@pytest.mark.fault(32)
 async def test_what_waits_for_one_storage_holds_nobody_up_who_uses_another(
     place: Place, way: proxy.Proxy
 ) -> None:
@@ -307,6 +313,7 @@ async def test_a_cancel_does_not_wait_for_a_storage_that_is_down(
     assert len(starts(simulator)) == 1
 
 
+@pytest.mark.fault(33)
 async def test_a_cancel_does_not_wait_for_a_storage_that_says_nothing(place: Place, way: proxy.Proxy) -> None:
     graph = colored(1, batch_size=20)
     async with bench_with(place.config()) as made:
@@ -320,6 +327,7 @@ async def test_a_cancel_does_not_wait_for_a_storage_that_says_nothing(place: Pla
     assert place.local() == []
 
 
+@pytest.mark.fault(32)
 async def test_a_storage_that_stays_away_too_long_fails_the_task_and_nobody_runs_it_again_by_himself(
     place: Place, way: proxy.Proxy, simulator: Simulator
 ) -> None:
@@ -346,6 +354,7 @@ async def test_a_storage_that_stays_away_too_long_fails_the_task_and_nobody_runs
 # a process that dies
 
 
+@pytest.mark.fault(34)
 async def test_what_waited_for_a_storage_is_stored_by_the_next_process(
     place: Place, way: proxy.Proxy, simulator: Simulator
 ) -> None:

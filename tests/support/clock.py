@@ -1,7 +1,9 @@
-"""A clock that tests turn by hand."""
+"""Clocks that tests turn by hand."""
 
 import asyncio
 import uuid
+
+from comfyd.clock import SystemClock
 
 
 class HandClock:
@@ -36,3 +38,15 @@ class HandClock:
     def jitter(self) -> float:
         """In the middle."""
         return 0.5
+
+
+class JumpingClock(SystemClock):
+    """A wall clock that somebody sets, by `shift` milliseconds; the other one goes on as it did."""
+
+    def __init__(self, shift: int = 0) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def now(self) -> int:
+        """See `Clock`."""
+        return super().now() + self.shift

@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import aiohttp
 
@@ -58,14 +58,18 @@ class ComfydProcess:
         measured = {name: value for name, value in os.environ.items() if name.startswith("COV")}
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.folder), **measured, **self._settings}
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "comfyd", "serve"],
-                cwd=Path(__file__).parents[2],
-                env=environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            self._process = self._launch(environment, log)
+
+    def _launch(self, environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """The new process."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "comfyd", "serve"],
+            cwd=Path(__file__).parents[2],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
     def kill(self) -> None:
         """SIGKILL: nothing of it has a chance to tidy up."""
@@ -79,6 +83,11 @@ class ComfydProcess:
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(STOP_SECONDS)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Any signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def exit_code(self) -> int | None:
         """None while it runs."""

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from comfyd.app import Ground, Service, open_ground, wire, working
-from comfyd.clock import SystemClock
+from comfyd.clock import Clock, SystemClock
 from comfyd.config import ComfyUIConfig, Config, DataConfig, QueueConfig, WorkflowsConfig
+from comfyd.disk import free_bytes
 from comfyd.progress import Event
 from comfyd.simulator import Simulator
 from comfyd.submission import SubmitRequest
@@ -93,9 +94,16 @@ def configuration(data: Path, *urls: str, **queue: Any) -> Config:
 
 
 @asynccontextmanager
-async def bench(config: Config, *, works: bool = True, grace_ms: int = 200) -> AsyncIterator[Bench]:
-    """A comfyd that works; with `works=False` one that only accepts."""
-    async with open_ground(config, SystemClock()) as ground:
+async def bench(
+    config: Config,
+    *,
+    works: bool = True,
+    grace_ms: int = 200,
+    clock: Clock | None = None,
+    measure: Callable[[Path], int] = free_bytes,
+) -> AsyncIterator[Bench]:
+    """A comfyd that works; with `works=False` one that only accepts. `measure` says what a disk has free."""
+    async with open_ground(config, clock or SystemClock(), measure) as ground:
         service = wire(ground)
         made = Bench(ground, service)
         if not works:
