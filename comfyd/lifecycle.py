@@ -92,9 +92,12 @@ def _interrupted(
 
 
 def _pause(task: Task, outcome: Interrupted, policy: RetryPolicy, jitter: float) -> int:
-    """None, but where the same has come before and may have cost a run that nobody saw."""
+    """None, but where the same has come before and may come again at once."""
     before = sum(
-        attempt.error is not None and attempt.error.details == outcome.details for attempt in task.attempts
+        attempt.error is not None
+        and attempt.error.details == outcome.details
+        and attempt.claimed_at >= (task.started_at or 0)
+        for attempt in task.attempts
     )
     return policy.pause(before, jitter) if outcome.details and before else 0
 

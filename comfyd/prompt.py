@@ -29,6 +29,7 @@ LOOK_DEAF_MS: Final = 400
 """The same while the prompt's socket connection is gone."""
 ABSENT_LOOKS: Final = 2
 """How often a prompt must be missed before it is held to be gone."""
+CLEARED: Final = {"cleared": True}
 VANISHED: Final = {"vanished": True}
 UNANSWERED: Final = {"unanswered": True}
 """What is kept with an attempt that was lost although ComfyUI may have run it."""
@@ -159,8 +160,10 @@ class Prompter:
                     raise Stop(_unreadable(reason))
                 case Running():
                     await self.seen_running(run)
+                case Pending():
+                    run.seen_waiting = True
                 case _:
-                    pass  # waits in ComfyUI's queue, or was missed for the first time, or nobody knows
+                    pass  # was missed for the first time, or nobody knows
             if sighting is None or not watch.connected:  # then silence says nothing
                 listener.last_sign = self._clock.monotonic()
             if isinstance(sighting, Pending | Running):
@@ -221,7 +224,7 @@ class Prompter:
 
         If it succeeds before it is stopped and would only be run again, that history is the answer.
         """
-        error = self._overdue(run, listener)
+        error = self._overdue(run, backend, listener)
         if error is None:
             return None
         entry = await self._stop_prompt(run, backend)
@@ -229,10 +232,12 @@ class Prompter:
             return entry
         raise Stop(Failed(error=error))
 
-    def _overdue(self, run: Run, listener: Listener) -> TaskError | None:
+    def _overdue(self, run: Run, backend: Backend, listener: Listener) -> TaskError | None:
         policy = run.claim.task.policy
         if run.attempt.seen_running_at is None:
             waited = run.elapsed("accepted_at")
+            if backend.state.sick:
+                return None  # it starts nobody's: the task waits with it
             if policy.start_timeout_ms is not None and waited > policy.start_timeout_ms:
                 return _overdue("start_timeout", "did not start to execute", policy.start_timeout_ms)
             return None
@@ -295,9 +300,9 @@ def _lost(run: Run, *, restarted: bool) -> Outcome:
         and attempt.claimed_at >= (task.started_at or 0)
         for attempt in task.attempts
     )
-    if restarted or vanished < FREE_VANISHINGS:
+    if restarted or run.seen_waiting or vanished < FREE_VANISHINGS:
         message = "ComfyUI lost the prompt before it was seen to run"
-        details = {} if restarted else VANISHED
+        details = {} if restarted else CLEARED if run.seen_waiting else VANISHED
         return Interrupted(reason=Interruption.LOST, message=message, details=details)
     message = f"ComfyUI took the prompt {vanished + 1} times, and its queue and history forgot it each time"
     return Failed(error=TaskError(code="output_unavailable", message=message))

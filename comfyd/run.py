@@ -46,6 +46,8 @@ class Run:
         self.graph: Graph = claim.graph
         """What ComfyUI is given: the task's graph, with the names of the files that were brought to it."""
         self.frames: list[Frame] = []
+        self.seen_waiting = False
+        """ComfyUI was seen to have the prompt in its queue."""
         self.life: int | None = None
         """Which life of its ComfyUI the prompt was sent to; None where an earlier process sent it."""
         self._store = store

@@ -338,7 +338,7 @@ class Interrupted(msgspec.Struct, frozen=True, kw_only=True):
     reason: Interruption
     message: str
     details: JsonObject = {}
-    """Set where it is not sure that nothing ran: a repeat of the same waits."""
+    """Set where the same may come again at once, or it is not sure that nothing ran: a repeat waits."""
 
 
 Outcome = Succeeded | Failed | Canceled | Interrupted

@@ -121,9 +121,9 @@ class Backend:
             else:
                 self._health.silent(error.message)  # where it was refused, that is known already
         else:
-            self._health.passed(version)
             if self._sickness.look_every_ms is not None:
-                await self._examine()
+                await self._examine()  # first: one that has been started anew is not what it was
+            self._health.passed(version)
 
     async def _examine(self) -> None:
         """Look whether it works. No answer says nothing: whether it is up is known already."""

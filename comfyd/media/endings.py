@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from comfyd.errors import MediaError
-from comfyd.media import boxes, gif, png
+from comfyd.media import gif, png
 from comfyd.media.kinds import sniff_open
 
 _RIFF_UNKNOWN: Final = 0xFFFFFFF0
 """Sizes from here on are written by those who do not know it yet; so is 0."""
-_JPEG_TAIL: Final = 65_536
+_BLOCK: Final = 1 << 20
+_MOST_BOXES: Final = 1_000_000
 _END_OF_IMAGE: Final = b"\xff\xd9"
 
 
@@ -40,10 +41,14 @@ def _gif(file: BinaryIO, _: int) -> bool:
 
 
 def _jpeg(file: BinaryIO, size: int) -> bool:
-    """The end of a thumbnail lies near the start; only a tiny picture could hide behind that."""
-    start = max(size - _JPEG_TAIL, size // 2)
-    file.seek(start)
-    return _END_OF_IMAGE in file.read()
+    """A picture's data never holds the mark of its end; a thumbnail has one, but lies near the start."""
+    file.seek(size // 2)
+    before = b""
+    while block := file.read(_BLOCK):
+        if _END_OF_IMAGE in before[-1:] + block:
+            return True
+        before = block
+    return False
 
 
 def _riff(file: BinaryIO, size: int) -> bool:
@@ -53,8 +58,23 @@ def _riff(file: BinaryIO, size: int) -> bool:
 
 
 def _boxed(file: BinaryIO, size: int) -> bool:
-    names = {box.name for box in boxes.boxes(file, 0, size)}
-    return b"moov" in names
+    """Every box but the last says where the next one begins; what is no box any more is not judged."""
+    start, named = 0, False
+    for _ in range(_MOST_BOXES):
+        file.seek(start)
+        header = file.read(16)
+        if len(header) < 8:
+            return named
+        length = int.from_bytes(header[:4], "big")
+        if length == 1:
+            length = int.from_bytes(header[8:16], "big")
+        if length < 8:  # to the end of the file, or no box
+            return True
+        if start + length > size:
+            return False
+        named = named or header[4:8] == b"moov"
+        start += length
+    return True
 
 
 _CHECKS: Final[dict[str, Callable[[BinaryIO, int], bool]]] = {

@@ -57,6 +57,13 @@ def test_what_follows_the_end_does_no_harm(kind: str, tmp_path: Path) -> None:
     assert is_whole(path)
 
 
+def test_a_second_picture_behind_the_first_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    picture("JPEG")(path)
+    path.write_bytes(path.read_bytes() * 2 + bytes(1_000))
+    assert is_whole(path)
+
+
 def test_a_sound_that_does_not_know_its_length_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     sound(path)
