@@ -47,7 +47,7 @@ class Settler:
         self._clock = clock
         self._policy = policy
         self.owed: Callable[[], None] = _nobody
-        """Called when a webhook may be owed something: after a claim or a settlement of a task that has one."""
+        """Called when something may be owed: after a claim or a settlement of a task with a webhook."""
 
     def started(self, task: Task) -> None:
         """A worker has the task."""
