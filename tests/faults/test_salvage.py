@@ -37,6 +37,16 @@ def ends(simulator: Simulator) -> list[Any]:
     return [execution for execution in simulator.executions if execution.event == "end"]
 
 
+async def heard_to_its_end(made: Bench, task_id: str) -> None:
+    """Until the socket has told everything: a ComfyUI that dies before may take the last words along."""
+
+    def heard() -> bool:
+        progress = made.state.board.progress(task_id)
+        return progress is not None and progress.value == 1.0
+
+    await until(heard)
+
+
 @pytest.mark.fault(5)
 async def test_a_comfyui_that_dies_after_saving_need_not_run_it_again(
     simulator: Simulator, config: Config
@@ -44,7 +54,7 @@ async def test_a_comfyui_that_dies_after_saving_need_not_run_it_again(
     simulator.faults.history_delay_seconds = 60
     async with bench(config) as made:
         task = await made.submit(colored(1))
-        await until(lambda: len(ends(simulator)) == 1)
+        await heard_to_its_end(made, task.id)
         await simulator.crash()
         await simulator.restart()
         done = await made.ended(task.id)
@@ -62,7 +72,7 @@ async def test_what_it_saved_and_lost_is_made_again(
     simulator.faults.view = "stall"
     async with bench(config) as made:
         task = await made.submit(colored(2))
-        await until(lambda: len(ends(simulator)) == 1)
+        await heard_to_its_end(made, task.id)
         await simulator.crash()
         for file in (tmp_path / "comfyui" / "output").rglob("*.png"):
             file.unlink()
@@ -118,7 +128,7 @@ async def test_a_file_that_another_prompt_may_have_made_since_is_not_the_result(
     simulator.faults.view = "stall"
     async with bench(config) as made:
         task = await made.submit(graph)
-        await until(lambda: len(ends(simulator)) == 1)
+        await heard_to_its_end(made, task.id)
         await simulator.crash()
         (file,) = (tmp_path / "comfyui" / "output").rglob("*.png")
         assert file.name == "shared_00001_.png"
@@ -138,7 +148,7 @@ async def test_a_salvage_that_a_restart_of_comfyd_cuts_in_two_costs_no_failure(
     simulator.faults.view = "stall"
     async with bench(config) as made:
         task = await made.submit(colored(3))
-        await until(lambda: len(ends(simulator)) == 1)
+        await heard_to_its_end(made, task.id)
         await simulator.crash()
         for file in (tmp_path / "comfyui" / "output").rglob("*.png"):
             file.unlink()
