@@ -307,7 +307,7 @@ async def _delivered(staging: Staging, backend: Backend) -> Graph:
         return await staging.deliver(backend)
     except BackendUnreachable as exc:
         raise Stop(Interrupted(reason=Interruption.LOST, message=exc.message)) from exc
-    except DiskFull as exc:  # some inputs are known only to the ComfyUI that runs them, and it has a slot
+    except DiskFull as exc:  # some inputs are known only to the ComfyUI that runs them
         lost = Interrupted(reason=Interruption.LOST, message=exc.message, details={"disk_full": True})
         raise Stop(lost) from exc
 

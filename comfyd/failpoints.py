@@ -1,8 +1,8 @@
 """Named places where a test may end the process, as a power cut would; unarmed they do nothing.
 
-One stands at each side of every durable write and of every step that others can see. `COMFYD_FAILPOINT=name`
-kills the process when it reaches that place, `name:3` when it does so for the third time. Module state, and
-not an object that is handed down: a kill knows no owner.
+They stand between the durable writes of a task's and of a message's way, and the steps that others can see.
+`COMFYD_FAILPOINT=name` kills the process when it reaches that place, `name:3` when it does so for the third
+time. Module state, and not an object that is handed down: a kill knows no owner.
 """
 
 import os
