@@ -117,7 +117,7 @@ class Deliverer:
                 wait.cancel()
 
     def _now(self) -> int:
-        """The wall clock, but going on when that is set back: no pause of this process gets longer by that."""
+        """The wall clock, but going on when that is set back: no pause here gets longer by that."""
         at = self._clock.monotonic()
         self._latest = max(self._clock.now(), self._latest + at - self._latest_at)
         self._latest_at = at
