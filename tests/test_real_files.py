@@ -581,10 +581,10 @@ async def test_texts_come_along_and_previews_only_when_asked_for(
 
 
 async def test_outputs_are_there_while_the_task_runs(client: Client, site: Sources) -> None:
-    """Two slow branches: which is first is ComfyUI's choice. Meanwhile the next task's picture is fetched."""
+    """Two branches of seconds each; which is first is ComfyUI's choice. Meanwhile the next file comes."""
     workflow: Graph = {}
     for branch in ("1", "2"):
-        workflow[f"{branch}0"] = node("EmptyImage", width=768, height=768, batch_size=1, color=int(branch))
+        workflow[f"{branch}0"] = node("EmptyImage", width=1536, height=1536, batch_size=1, color=int(branch))
         workflow[f"{branch}1"] = node("ImageBlur", image=[f"{branch}0", 0], blur_radius=31, sigma=10.0)
         workflow[f"{branch}9"] = node("SaveImage", images=[f"{branch}1", 0], filename_prefix="branch")
     task = await client.submit(workflow)
