@@ -100,9 +100,9 @@ def record_try(
     db.execute(
         """
         INSERT INTO delivery_tries (delivery, number, at, duration_ms, status, error)
-        SELECT ?1, coalesce(max(number), 0) + 1, ?2, ?3, ?4, ?5 FROM delivery_tries WHERE delivery = ?1
+        SELECT ?, coalesce(max(number), 0) + 1, ?, ?, ?, ? FROM delivery_tries WHERE delivery = ?
         """,
-        (number, made.at, made.duration_ms, made.status, made.error),
+        (number, made.at, made.duration_ms, made.status, made.error, number),
     )
     db.execute(
         """
