@@ -4,6 +4,7 @@ ComfydError                      code, message, details, retryable
 ├── ConfigError                  the configuration cannot be used; `details["key"]` names the key
 ├── RequestError                 what a client sent cannot be accepted
 │   ├── MalformedRequest         not the JSON, type or field that the route takes
+│   │   └── InvalidCursor        not a word that a list gave
 │   ├── BodyTooLarge             longer than `limits.body_bytes` or `limits.upload_bytes`
 │   ├── UnsupportedMediaType     a body of another kind than the route takes
 │   ├── ForeignOrigin            a browser sent it on behalf of another site
@@ -11,10 +12,15 @@ ComfydError                      code, message, details, retryable
 │   │   ├── TaskNotFound
 │   │   ├── UnknownWorkflow
 │   │   ├── FileNotFound
-│   │   └── DeliveryNotFound
+│   │   ├── DeliveryNotFound
+│   │   ├── AssetNotFound
+│   │   └── BlobNotFound         no asset has bytes of this hash
 │   ├── Conflict                 the task is not in a state that allows this
 │   ├── InvalidWorkflow          a graph that ComfyUI could not run; `details["node_errors"]`
 │   │   └── WorkflowFormatUi     the editor's own format instead of the API format
+│   ├── MissingAsset             the graph names an asset that is none; `details["missing_ids"]`
+│   ├── HashMismatch             the bytes are not those that were announced
+│   ├── AssetInUse               an output is deleted with its task only
 │   ├── InvalidInputs            `details["inputs"]` names each wrong one
 │   ├── InputError               a file that a request names or brings cannot be used
 │   │   ├── BlockedAddress       its url leads to an address that is not public
@@ -36,6 +42,7 @@ ComfydError                      code, message, details, retryable
 │   ├── StoreUnavailable         it does not answer, or was broken by an earlier error
 │   ├── InsufficientStorage      the disk is full
 │   └── StaleClaim               the attempt is no longer the live one of its task
+├── CredentialsLost              comfyd was restarted, and had them in memory only
 ├── StorageError                 a file could not be written, read or deleted: an artefact or an input
 │   ├── DiskFull                 this machine's own disk has no room
 │   └── NotAccepted              this storage will never take this file
@@ -78,6 +85,12 @@ class RequestError(ComfydError):
 
 class MalformedRequest(RequestError):
     """The body, a query parameter or a header is not of the shape that the route takes."""
+
+
+class InvalidCursor(MalformedRequest):
+    """The cursor of a list is none that it gave."""
+
+    code = "invalid_cursor"
 
 
 class BodyTooLarge(RequestError):
@@ -126,6 +139,36 @@ class DeliveryNotFound(NotFound):
     """No delivery of a webhook has this id (any more: it goes with its task)."""
 
     code = "delivery_not_found"
+
+
+class AssetNotFound(NotFound):
+    """No asset has this id (any more)."""
+
+    code = "asset_not_found"
+
+
+class BlobNotFound(NotFound):
+    """No asset of the caller has bytes of this hash."""
+
+    code = "blob_not_found"
+
+
+class MissingAsset(RequestError):
+    """The graph names assets that are none; `details["missing_ids"]` are their ids, as far as they have one."""
+
+    code = "missing_asset"
+
+
+class HashMismatch(RequestError):
+    """The bytes are not those whose hash was announced; nothing was kept."""
+
+    code = "hash_mismatch"
+
+
+class AssetInUse(RequestError):
+    """The asset is the output of a task, and is deleted with that only."""
+
+    code = "asset_in_use"
 
 
 class Conflict(RequestError):
@@ -278,6 +321,12 @@ class StaleClaim(StoreError):
     """The attempt is no longer the live one of its task: whoever holds it drops its work."""
 
     code = "stale_claim"
+
+
+class CredentialsLost(ComfydError):
+    """The task's credentials were in the memory of a process that is gone."""
+
+    code = "credentials_lost"
 
 
 class StorageError(ComfydError):

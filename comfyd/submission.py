@@ -44,6 +44,8 @@ class SubmitRequest(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] = {}
     output: OutputOptions = OutputOptions()
     webhook: Webhook | None = None
+    credentials: dict[str, str] = {}
+    """For ComfyUI, in the words of its `extra_data`; they never leave this process's memory but to there."""
 
 
 class Rendered(msgspec.Struct, frozen=True, kw_only=True):

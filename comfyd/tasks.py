@@ -3,10 +3,14 @@
 Never holds a connection, a clock or a decision. Times are integer UTC milliseconds; all values are frozen.
 """
 
+import uuid
 from enum import StrEnum
 from typing import Any, Final, Literal
 
 import msgspec
+
+_ASSETS: Final = uuid.UUID("6a1f8b52-3c0d-5e7a-9b64-0d2f7c91e845")
+"""The namespace of the ids of artefacts; never changes."""
 
 Graph = dict[str, Any]
 """An API-format graph: `{node_id: {"class_type": str, "inputs": {...}, "_meta": {...}}}`."""
@@ -98,6 +102,13 @@ class Artefact(msgspec.Struct, frozen=True, kw_only=True):
     text: str | None = None
     data: bytes | None = None
     """The file itself, where it is small and the client asked for that; None in lists."""
+    blake3: str | None = None
+    """Hexadecimal, like `sha256`; None for what was stored before comfyd knew it."""
+
+    @property
+    def id(self) -> str:
+        """What the artefact is called as an asset: a UUID that is the same however often it is stored."""
+        return str(uuid.uuid5(_ASSETS, self.key))
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,6 +222,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     artefacts: tuple[Artefact, ...] = ()
     attempts: tuple[Attempt, ...] = ()
     webhook: Webhook | None = None
+    credentials: bool = False
+    """Whether it came with credentials for ComfyUI, which only `comfyd.credentials` has, in memory."""
 
 
 class NewTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,6 +244,8 @@ class NewTask(msgspec.Struct, frozen=True, kw_only=True):
     uploads: tuple[str, ...] = ()
     """The uploaded files that the graph names: kept as long as the task."""
     webhook: Webhook | None = None
+    credentials: bool = False
+    """See `Task.credentials`."""
 
 
 class IdempotencyKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -281,9 +296,9 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which tasks to list; None and {} do not restrict."""
+    """Which tasks to list; None and what is empty do not restrict."""
 
-    status: Status | None = None
+    statuses: frozenset[Status] = frozenset()
     workflow: str | None = None
     metadata: dict[str, str] = {}
     key_id: str | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from comfyd.assets import Asset, OutputAsset
 from comfyd.deliveries import (
     Delivery,
     DeliveryFilter,
@@ -152,11 +153,32 @@ class Store(Protocol):
     async def redeliver(self, delivery_id: str, now: int) -> Delivery | None:
         """Make a delivery pending and due again, whatever became of it; its tries stay on record."""
 
+    async def add_asset(self, asset: Asset) -> bool:
+        """Keep a record; whether its owner (`key_id`) had none over the same bytes that had not expired."""
+
+    async def asset(self, asset_id: str, now: int) -> Asset | None:
+        """The record; None if there is none, or it has expired."""
+
+    async def asset_of_bytes(self, blake3: str, key_id: str | None, now: int) -> Asset | None:
+        """The owner's newest record over these bytes that has not expired."""
+
+    async def output_asset(self, asset_id: str) -> OutputAsset | None:
+        """The artefact of an ended task with this id."""
+
+    async def extend_asset(self, asset_id: str, expires_at: int) -> Asset | None:
+        """Let it expire then, but not earlier than it would have; None if there is no such record."""
+
+    async def delete_asset(self, asset_id: str, now: int) -> Asset | None:
+        """Forget the record, and return what it was; None if there is none, or it has expired."""
+
+    async def expire_assets(self, now: int, limit: int) -> tuple[Asset, ...]:
+        """Forget records that have expired, and return them; `limit` at most."""
+
     async def uploads(self, task_id: str) -> tuple[str, ...]:
         """The uploaded files that the task's graph names; none if there is no such task."""
 
     async def unused_uploads(self, files: Sequence[str]) -> tuple[str, ...]:
-        """Those of these files that no task names."""
+        """Those of these files that no task and no asset names."""
 
     async def artefact_bytes(self) -> int:
         """The bytes of all artefacts of all tasks."""
