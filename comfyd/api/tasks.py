@@ -4,7 +4,6 @@ import asyncio
 import math
 from typing import Any
 
-import msgspec
 import orjson
 from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection, Request
@@ -14,16 +13,14 @@ from comfyd.api import requests
 from comfyd.api.parameters import RUN_QUERY
 from comfyd.api.responses import JsonResponse, base_url
 from comfyd.api.schemas import PRIORITIES, OutputRequest, TaskListView, TaskRequest, TaskView
+from comfyd.api.sights import Sight, look, sight_of
 from comfyd.api.state import State, state_of
 from comfyd.api.views import STATUSES, task_view
-from comfyd.api.waiting import found, until_ended
+from comfyd.api.waiting import until_ended
 from comfyd.errors import MalformedRequest
-from comfyd.estimate import Estimate
-from comfyd.progress import Progress
 from comfyd.submission import SubmitRequest
 from comfyd.tasks import (
     Added,
-    Artefact,
     IdempotencyKey,
     OutputOptions,
     Status,
@@ -108,22 +105,24 @@ async def _replayed(state: State, key: IdempotencyKey | None) -> Added | None:
 
 async def accept(request: Request, wanted: TaskRequest, key: IdempotencyKey | None) -> Added:
     """Hand the request on; it is a durable task when this returns."""
-    state = state_of(request)
     priority = wanted.priority
-    added = await state.submission.submit(
-        SubmitRequest(
-            workflow=wanted.workflow,
-            inputs=wanted.inputs,
-            priority=PRIORITIES[priority] if isinstance(priority, str) else priority,
-            max_attempts=wanted.max_attempts,
-            timeout=wanted.timeout,
-            start_timeout=wanted.start_timeout,
-            metadata=wanted.metadata,
-            output=output_options(wanted.output),
-            webhook=webhook(wanted),
-        ),
-        key,
+    submitted = SubmitRequest(
+        workflow=wanted.workflow,
+        inputs=wanted.inputs,
+        priority=PRIORITIES[priority] if isinstance(priority, str) else priority,
+        max_attempts=wanted.max_attempts,
+        timeout=wanted.timeout,
+        start_timeout=wanted.start_timeout,
+        metadata=wanted.metadata,
+        output=output_options(wanted.output),
+        webhook=webhook(wanted),
     )
+    return await queued(state_of(request), submitted, key)
+
+
+async def queued(state: State, wanted: SubmitRequest, key: IdempotencyKey | None) -> Added:
+    """Make it a durable task, and count it."""
+    added = await state.submission.submit(wanted, key)
     if not added.replayed:
         state.metrics.submitted.inc()
     return added
@@ -190,7 +189,7 @@ async def read(request: Request) -> Response:
     state = state_of(request)
     if seconds:
         await until_ended(state, task_id, seconds, request.receive)
-    _, view = await looked_up(request, task_id)
+    view = await looked_up(request, task_id)
     return JsonResponse(view, headers={"Cache-Control": "no-store"})
 
 
@@ -200,7 +199,7 @@ async def list_tasks(request: Request) -> Response:
     requests.known(query, "status", "workflow", "metadata[key]", "cursor", "limit")
     cursor, limit = requests.page(request)
     wanted = TaskFilter(
-        status=_status(query.get("status")),
+        statuses=_statuses(query.get("status")),
         workflow=query.get("workflow"),
         metadata=requests.metadata(query),
     )
@@ -210,16 +209,16 @@ async def list_tasks(request: Request) -> Response:
     return JsonResponse(answer, headers={"Cache-Control": "no-store"})
 
 
-def _status(word: str | None) -> Status | None:
+def _statuses(word: str | None) -> frozenset[Status]:
     if word is None:
-        return None
+        return frozenset()
     status = STATUSES.get(word.upper())
     if status is None:
         raise MalformedRequest(
             f"?status= must be one of {', '.join(STATUSES)}, not {word[:50]!r}",
             details={"parameter": "status"},
         )
-    return status
+    return frozenset({status})
 
 
 async def cancel(request: Request) -> Response:
@@ -243,34 +242,18 @@ async def delete(request: Request) -> Response:
     return Response(status_code=204)
 
 
-async def looked_up(connection: HTTPConnection, task_id: str) -> tuple[Task, TaskView]:
-    """The task, and as clients see it. Raises `TaskNotFound`."""
-    state = state_of(connection)
-    # A task that ends between the two looks is read as running and has no progress any more.
-    before = Seen(progress=state.board.progress(task_id), artefacts=state.board.artefacts(task_id))
-    task = await found(state, task_id)
-    return task, await viewed(connection, task, before)
+async def looked_up(connection: HTTPConnection, task_id: str) -> TaskView:
+    """The task as clients see it. Raises `TaskNotFound`."""
+    return await shown(connection, await look(state_of(connection), task_id))
 
 
-class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """What the board had of a running task before its row was read."""
-
-    progress: Progress | None = None
-    artefacts: tuple[Artefact, ...] = ()
+async def viewed(connection: HTTPConnection, task: Task, *, data: bool = True) -> TaskView:
+    """The same of a row that was read already; `data` says whether small files are shown whole."""
+    return await shown(connection, await sight_of(state_of(connection), task), data=data)
 
 
-async def viewed(
-    connection: HTTPConnection, task: Task, before: Seen | None = None, *, data: bool = True
-) -> TaskView:
-    """The task as clients see it, with its place in the queue and its progress of this moment.
-
-    `before` is for a task of which the board has nothing any more; `data` says whether files are shown whole.
-    """
-    state, base = state_of(connection), base_url(connection)
-    before = before or Seen()
-    stored = task.artefacts
-    if task.status is Status.RUNNING:
-        stored = state.board.artefacts(task.id) or before.artefacts
-    outputs = await state.links.outputs(stored, base, data=data)
-    estimate = Estimate() if task.status.terminal else await state.estimator.of(task)
-    return task_view(task, estimate, state.board.progress(task.id) or before.progress, outputs, base)
+async def shown(connection: HTTPConnection, sight: Sight, *, data: bool = True) -> TaskView:
+    """What was seen, in the words of this API."""
+    base = base_url(connection)
+    outputs = await state_of(connection).links.outputs(sight.artefacts, base, data=data)
+    return task_view(sight.task, sight.estimate, sight.progress, outputs, base)

@@ -63,7 +63,7 @@ class Store(Protocol):
         """The graph as it was accepted."""
 
     async def list_tasks(self, wanted: TaskFilter, cursor: str | None, limit: int) -> TaskPage:
-        """Tasks newest first, their artefacts without `data`. `MalformedRequest` for a foreign cursor."""
+        """Tasks newest first, their artefacts without `data`. `InvalidCursor` for a foreign cursor."""
 
     async def ready(self, now: int, limit: int) -> ReadyPage:
         """The `limit` most urgent queued tasks with `available_at <= now`, in order."""
@@ -148,7 +148,7 @@ class Store(Protocol):
         """One delivery with its tries, oldest first."""
 
     async def list_deliveries(self, wanted: DeliveryFilter, cursor: str | None, limit: int) -> DeliveryPage:
-        """Deliveries newest first, with their tries. `MalformedRequest` for a foreign cursor."""
+        """Deliveries newest first, with their tries. `InvalidCursor` for a foreign cursor."""
 
     async def redeliver(self, delivery_id: str, now: int) -> Delivery | None:
         """Make a delivery pending and due again, whatever became of it; its tries stay on record."""

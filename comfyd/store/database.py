@@ -17,10 +17,11 @@ from typing import Final, TypeVar
 import aiosqlite
 
 from comfyd.errors import InsufficientStorage, StoreError, StoreUnavailable
+from comfyd.tasks import Artefact, OutputType
 
 T = TypeVar("T")
 
-MIGRATIONS: Final = ("schema.sql", "schema_2.sql", "schema_3.sql")
+MIGRATIONS: Final = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql")
 """The file that leads from each schema version to the next; new ones go to the end, none is ever changed."""
 
 CHECKED_BYTES: Final = 16 * 1024 * 1024
@@ -151,6 +152,7 @@ def open_writer(path: Path, factory: type[sqlite3.Connection]) -> sqlite3.Connec
         connection.execute("PRAGMA synchronous = FULL")
         if path.stat().st_size <= CHECKED_BYTES:
             _check(connection, path)
+        connection.create_function("artefact_id", 1, _artefact_id, deterministic=True)
         _migrate(connection, path)
         undo.pop_all()
         return connection
@@ -173,6 +175,13 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise StoreUnavailable(_damaged(path, verdict))
+
+
+def _artefact_id(key: str) -> str:
+    """`Artefact.id` of the artefact with this key, for the migration of rows from before they had one."""
+    return Artefact(
+        node_id="", index=0, name="", type=OutputType.FILE, content_type="", size_bytes=0, sha256="", key=key
+    ).id
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from comfyd.deliveries import Delivery, DeliveryFilter, DeliveryPage, DueDeliveries
-from comfyd.errors import MalformedRequest
+from comfyd.errors import InvalidCursor
 from comfyd.store.base import AHEAD_MOST
 from comfyd.store.rows import (
     Database,
@@ -84,35 +84,46 @@ def _page(db: Database, sql: str, parameters: Sequence[Any], limit: int) -> tupl
 def _list_statement(wanted: TaskFilter, before: int | None) -> tuple[str, list[Any]]:
     """The statement that walks tasks newest first; put together from fixed words, all values bound.
 
+    One walk for each wanted status: each finds its own in the order of an index, and SQLite merges them as
+    far as the page goes. So nothing is sorted, and rare statuses are found without a walk over the table.
+    """
+    walks: list[str] = []
+    parameters: list[Any] = []
+    for status in sorted(wanted.statuses) or (None,):
+        words, values = _walk(wanted, status, before)
+        walks.append(words)
+        parameters += values
+    return f"{' UNION ALL '.join(walks)} ORDER BY number DESC LIMIT ?", parameters
+
+
+def _walk(wanted: TaskFilter, status: Status | None, before: int | None) -> tuple[str, list[Any]]:
+    """The tasks of one status, or of all.
+
     A metadata pair leads where there is one: its index gives the tasks in order too, so a rare pair is found
     without a walk over the table.
     """
     pairs = list(wanted.metadata.items())
-    words = ["SELECT t.number FROM"]
     parameters: list[Any] = []
     if pairs:
-        words.append(
-            "metadata AS m CROSS JOIN tasks AS t ON t.number = m.task WHERE m.key = ? AND m.value = ?"
-        )
+        words = [
+            "SELECT m.task AS number FROM metadata AS m CROSS JOIN tasks AS t ON t.number = m.task",
+            "WHERE m.key = ? AND m.value = ?",
+        ]
         parameters += pairs[0]
     else:
-        words.append("tasks AS t WHERE true")
+        words = ["SELECT t.number AS number FROM tasks AS t WHERE true"]
     for pair in pairs[1:]:
         words.append("AND EXISTS (SELECT 1 FROM metadata WHERE task = t.number AND key = ? AND value = ?)")
         parameters += pair
-    for column, value in (
-        ("t.status", wanted.status),
-        ("t.workflow", wanted.workflow),
-        ("t.key_id", wanted.key_id),
+    for condition, value in (
+        ("t.status = ?", status),
+        ("t.workflow = ?", wanted.workflow),
+        ("t.key_id = ?", wanted.key_id),
+        ("m.task < ?" if pairs else "t.number < ?", before),
     ):
         if value is not None:
-            words.append(f"AND {column} = ?")
-            parameters.append(str(value))
-    order = "m.task" if pairs else "t.number"
-    if before is not None:
-        words.append(f"AND {order} < ?")
-        parameters.append(before)
-    words.append(f"ORDER BY {order} DESC LIMIT ?")
+            words.append(f"AND {condition}")
+            parameters.append(value if isinstance(value, int) else str(value))
     return " ".join(words), parameters
 
 
@@ -122,12 +133,12 @@ def _encode_cursor(prefix: bytes, number: int) -> str:
 
 
 def task_cursor(cursor: str | None) -> int | None:
-    """The task that the cursor stands after. Raises `MalformedRequest` for a foreign cursor."""
+    """The task that the cursor stands after. Raises `InvalidCursor` for a foreign cursor."""
     return _decode_cursor(_OF_TASKS, cursor)
 
 
 def delivery_cursor(cursor: str | None) -> int | None:
-    """The delivery that the cursor stands after. Raises `MalformedRequest` for a foreign cursor."""
+    """The delivery that the cursor stands after. Raises `InvalidCursor` for a foreign cursor."""
     return _decode_cursor(_OF_DELIVERIES, cursor)
 
 
@@ -144,8 +155,8 @@ def _decode_cursor(prefix: bytes, cursor: str | None) -> int | None:
     return int(digits)
 
 
-def _not_a_cursor() -> MalformedRequest:
-    return MalformedRequest("the cursor is not one that this list gave; leave it out to begin at the newest")
+def _not_a_cursor() -> InvalidCursor:
+    return InvalidCursor("the cursor is not one that this list gave; leave it out to begin at the newest")
 
 
 def ready(db: Database, now: int, limit: int) -> ReadyPage:
@@ -344,8 +355,10 @@ def unused_uploads(db: Database, files: Sequence[str]) -> tuple[str, ...]:
     """See `Store.unused_uploads`."""
     rows = db.execute(
         """
-        SELECT value FROM json_each(?)
-        WHERE NOT EXISTS (SELECT 1 FROM task_uploads WHERE file = value) ORDER BY key
+        SELECT wanted.value FROM json_each(?) AS wanted
+        WHERE NOT EXISTS (SELECT 1 FROM task_uploads WHERE file = wanted.value)
+            AND NOT EXISTS (SELECT 1 FROM assets WHERE file = wanted.value)
+        ORDER BY wanted.key
         """,
         (text_of(files),),
     ).fetchall()

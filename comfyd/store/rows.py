@@ -91,7 +91,7 @@ def tasks_of(db: Database, numbers: Sequence[int], *, data: bool = True) -> tupl
         SELECT t.number, t.id, t.seq, t.status, t.priority, t.workflow, t.shape, t.nodes_total, t.policy,
                t.output, t.key_id, t.created_at, t.available_at, t.started_at, t.completed_at,
                t.cancel_requested_at, t.attempt_count, t.failures, t.suspects, t.strays, t.error, p.inputs,
-               t.webhook
+               t.webhook, t.credentials
         FROM json_each(?) AS wanted
         CROSS JOIN tasks AS t ON t.number = wanted.value
         JOIN payloads AS p ON p.task = t.number
@@ -140,6 +140,7 @@ def _task(
         error=_error(row[20]),
         inputs=None if row[21] is None else object_of(row[21]),
         webhook=None if row[22] is None else _WEBHOOK.decode(row[22]),
+        credentials=bool(row[23]),
         metadata=metadata,
         artefacts=tuple(artefacts),
         attempts=tuple(attempts),
@@ -164,30 +165,47 @@ def _artefacts_of(db: Database, wanted: str, *, data: bool) -> dict[int, list[Ar
     for row in db.execute(
         """
         SELECT task, node_id, "index", name, type, content_type, size_bytes, sha256, key, storage, width,
-               height, duration, text, location, CASE WHEN ? THEN data END
+               height, duration, text, location, blake3, CASE WHEN ? THEN data END
         FROM artefacts WHERE task IN (SELECT value FROM json_each(?)) ORDER BY task, position
         """,
         (data, wanted),
     ).fetchall():
-        artefact = Artefact(
-            node_id=row[1],
-            index=row[2],
-            name=row[3],
-            type=OutputType(row[4]),
-            content_type=row[5],
-            size_bytes=row[6],
-            sha256=row[7],
-            key=row[8],
-            storage=row[9],
-            width=row[10],
-            height=row[11],
-            duration=row[12],
-            text=row[13],
-            location=row[14],
-            data=row[15],
-        )
-        found.setdefault(row[0], []).append(artefact)
+        found.setdefault(row[0], []).append(_artefact(row))
     return found
+
+
+def artefact_with_id(db: Database, artefact_id: str) -> tuple[int, Artefact] | None:
+    """The artefact of this id, without `data`, and the row of its task."""
+    row = db.execute(
+        """
+        SELECT task, node_id, "index", name, type, content_type, size_bytes, sha256, key, storage, width,
+               height, duration, text, location, blake3, NULL
+        FROM artefacts WHERE id = ?
+        """,
+        (artefact_id,),
+    ).fetchone()
+    return None if row is None else (row[0], _artefact(row))
+
+
+def _artefact(row: Any) -> Artefact:
+    return Artefact(
+        node_id=row[1],
+        index=row[2],
+        name=row[3],
+        type=OutputType(row[4]),
+        content_type=row[5],
+        size_bytes=row[6],
+        sha256=row[7],
+        key=row[8],
+        storage=row[9],
+        width=row[10],
+        height=row[11],
+        duration=row[12],
+        text=row[13],
+        location=row[14],
+        blake3=row[15],
+        data=row[16],
+    )
 
 
 def _attempts_of(db: Database, wanted: str, task_ids: dict[int, str]) -> dict[int, list[Attempt]]:
@@ -223,12 +241,13 @@ def _attempts_of(db: Database, wanted: str, task_ids: dict[int, str]) -> dict[in
 
 
 def insert_artefacts(db: Database, number: int, artefacts: Sequence[Artefact]) -> None:
-    """Keep a task's artefacts in their order."""
+    """Keep a task's artefacts in their order. One whose key another row has already gets no id of its own."""
     db.executemany(
         """
         INSERT INTO artefacts (task, position, node_id, "index", name, type, content_type, size_bytes, sha256,
-                               key, storage, width, height, duration, text, location, data)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                               key, storage, width, height, duration, text, location, data, blake3, id)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
+                CASE WHEN NOT EXISTS (SELECT 1 FROM artefacts WHERE id = ?) THEN ? END)
         """,
         [
             (
@@ -249,6 +268,9 @@ def insert_artefacts(db: Database, number: int, artefacts: Sequence[Artefact]) -
                 artefact.text,
                 artefact.location,
                 artefact.data,
+                artefact.blake3,
+                artefact.id,
+                artefact.id,
             )
             for position, artefact in enumerate(artefacts)
         ],

@@ -1,9 +1,9 @@
 """The store in one SQLite file: its verbs, batches and snapshots; never a decision.
 
-The statements are in `transitions.py` and `outbox.py` (writes) and `queries.py` (reads), the gathering of
-writes is in `writer.py`, the file and its connections are `database.py`'s. Writes go through one connection,
-each batch as one transaction in one visit to that connection's thread. Reads go through another connection
-that cannot write, one visit per verb; they see all that was committed before they began.
+The statements are in `transitions.py` and `outbox.py` (writes), `queries.py` (reads) and `assets.py` (both),
+the gathering of writes is in `writer.py`, the file and its connections are `database.py`'s. Writes go through
+one connection, each batch as one transaction in one visit to that connection's thread. Reads go through
+another connection that cannot write, one visit per verb; they see all that was committed before they began.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from comfyd.assets import Asset, OutputAsset
 from comfyd.deliveries import (
     Delivery,
     DeliveryFilter,
@@ -24,7 +25,7 @@ from comfyd.deliveries import (
     DueDeliveries,
 )
 from comfyd.errors import ComfydError, StoreUnavailable
-from comfyd.store import outbox, queries, transitions
+from comfyd.store import assets, outbox, queries, transitions
 from comfyd.store.database import (
     BROKEN,
     Connection,
@@ -196,6 +197,34 @@ class SqliteStore:
     async def redeliver(self, delivery_id: str, now: int) -> Delivery | None:
         """See `Store.redeliver`."""
         return await self._commits.submit(lambda db: outbox.redeliver(db, delivery_id, now))
+
+    async def add_asset(self, asset: Asset) -> bool:
+        """See `Store.add_asset`."""
+        return await self._commits.submit(lambda db: assets.add(db, asset))
+
+    async def asset(self, asset_id: str, now: int) -> Asset | None:
+        """See `Store.asset`."""
+        return await self._read(lambda db: assets.get(db, asset_id, now))
+
+    async def asset_of_bytes(self, blake3: str, key_id: str | None, now: int) -> Asset | None:
+        """See `Store.asset_of_bytes`."""
+        return await self._read(lambda db: assets.of_bytes(db, blake3, key_id, now))
+
+    async def output_asset(self, asset_id: str) -> OutputAsset | None:
+        """See `Store.output_asset`."""
+        return await self._read(lambda db: assets.output(db, asset_id))
+
+    async def extend_asset(self, asset_id: str, expires_at: int) -> Asset | None:
+        """See `Store.extend_asset`."""
+        return await self._commits.submit(lambda db: assets.extend(db, asset_id, expires_at))
+
+    async def delete_asset(self, asset_id: str, now: int) -> Asset | None:
+        """See `Store.delete_asset`."""
+        return await self._commits.submit(lambda db: assets.delete(db, asset_id, now))
+
+    async def expire_assets(self, now: int, limit: int) -> tuple[Asset, ...]:
+        """See `Store.expire_assets`."""
+        return await self._commits.submit(lambda db: assets.expire(db, now, limit))
 
     async def uploads(self, task_id: str) -> tuple[str, ...]:
         """See `Store.uploads`."""

@@ -98,6 +98,7 @@ def add(db: Database, new: NewTask, payload: Payload, key: IdempotencyKey | None
         created_at=now,
         available_at=now,
         webhook=new.webhook,
+        credentials=new.credentials,
     )
     return Added(task=task, replayed=False)
 
@@ -106,8 +107,8 @@ def _insert_task(db: Database, number: int, new: NewTask, now: int) -> None:
     db.execute(
         """
         INSERT INTO tasks (number, id, seq, status, priority, workflow, shape, nodes_total, policy, output,
-                           key_id, created_at, available_at, webhook)
-        VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                           key_id, created_at, available_at, webhook, credentials)
+        VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         """,
         (
             number,
@@ -123,6 +124,7 @@ def _insert_task(db: Database, number: int, new: NewTask, now: int) -> None:
             now,
             now,
             None if new.webhook is None else text_of(new.webhook),
+            new.credentials,
         ),
     )
 

@@ -146,7 +146,7 @@ async def test_wrong_parameters_are_400_and_named(edge: Edge, query: str, parame
 
 async def test_a_foreign_cursor_is_400(edge: Edge) -> None:
     status, answer = await edge.call("GET", "/api/deliveries?cursor=nonsense")
-    assert (status, answer["error"]["code"]) == (400, "invalid_request")
+    assert (status, answer["error"]["code"]) == (400, "invalid_cursor")
 
 
 @pytest.mark.parametrize("status", [each for each in DeliveryStatus if each is not DeliveryStatus.PENDING])

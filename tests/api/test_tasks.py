@@ -375,7 +375,7 @@ async def test_list_refuses_what_it_does_not_understand(edge: Edge) -> None:
 async def test_foreign_cursor_is_400(edge: Edge) -> None:
     status, answer = await edge.call("GET", "/api/tasks?cursor=%00nonsense")
     assert status == 400
-    assert answer["error"]["code"] == "invalid_request"
+    assert answer["error"]["code"] == "invalid_cursor"
 
 
 async def test_cancel_ends_a_waiting_task_at_once(edge: Edge) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from comfyd.assets import Asset
 from comfyd.deliveries import Delivery, DeliveryFilter, DeliveryTry
 from comfyd.store.base import Store
 from comfyd.tasks import (
@@ -65,6 +66,21 @@ def artefact(index: int = 0, node_id: str = "9") -> Artefact:
     )
 
 
+def asset(**changes: Any) -> Asset:
+    """A record over an uploaded picture."""
+    record = Asset(
+        id=new_id(),
+        file="5a.png",
+        blake3="5a" * 32,
+        size_bytes=123,
+        content_type="image/png",
+        file_path="picture.png",
+        created_at=NOW,
+        expires_at=NOW + 1000,
+    )
+    return msgspec.structs.replace(record, **changes)
+
+
 OUTPUT_FILE = OutputFile(node_id="9", index=0, kind="images", type=OutputType.IMAGE, filename="a_00001_.png")
 
 
@@ -105,10 +121,12 @@ async def claim(store: Store, task_id: str, now: int = NOW) -> Claim:
     return taken
 
 
-async def ended(store: Store, now: int = NOW, **changes: Any) -> Task:
-    """A succeeded task with one artefact."""
+async def ended(store: Store, now: int = NOW, *, key: str | None = None, **changes: Any) -> Task:
+    """A succeeded task with one artefact, under a key of its own or under this one."""
     taken = await claimed(store, now, **changes)
-    return await store.settle(taken.attempt.id, succeeded(artefact()), now)
+    stored = artefact()
+    own = msgspec.structs.replace(stored, key=key or f"{taken.task.id}/{stored.key}")
+    return await store.settle(taken.attempt.id, succeeded(own), now)
 
 
 async def found(store: Store, task_id: str) -> Task:

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import pytest
 
 from comfyd.deliveries import DeliveryFilter
@@ -17,7 +18,7 @@ from comfyd.store.database import MIGRATIONS
 from comfyd.store.sqlite import SqliteStore, open_sqlite
 from comfyd.tasks import Status, Step, Webhook
 from tests.store.disks import damage
-from tests.store.samples import NOW, added, artefact, claim, claimed, ended, succeeded
+from tests.store.samples import NOW, added, artefact, asset, claim, claimed, ended, succeeded
 
 PRAGMAS: Final[dict[str, Any]] = {
     "journal_mode": "wal",
@@ -159,6 +160,10 @@ async def test_disk_without_write_ahead_log_is_refused(path: Path) -> None:
 # migrations
 
 BACK_TO_1 = """
+DROP TABLE assets; DROP INDEX artefacts_id;
+ALTER TABLE artefacts DROP COLUMN id;
+ALTER TABLE artefacts DROP COLUMN blake3;
+ALTER TABLE tasks DROP COLUMN credentials;
 DROP TABLE delivery_tries; DROP TABLE deliveries; DROP TABLE subjects;
 ALTER TABLE tasks DROP COLUMN webhook;
 DROP TRIGGER artefacts_counted_in;
@@ -289,6 +294,96 @@ async def test_tasks_of_version_2_go_on_beside_new_ones_that_have_webhooks(path:
         assert (await claim(store, "ended")).attempt.step is Step.CLAIMED
         await store.delete("running")
         assert await store.get("running") is None
+
+
+VERSION_3 = """
+UPDATE tasks SET webhook = '{"url":"https://example.com/hook"}' WHERE number = 1;
+INSERT INTO artefacts (task, position, node_id, "index", name, type, content_type, size_bytes, sha256, key,
+                       storage)
+VALUES (1, 1, '9', 1, 'b.png', 'image', 'image/png', 8, hex(zeroblob(32)), 'Grüße/it''s "b".png', 's3'),
+       (1, 2, '10', 0, 'c.png', 'image', 'image/png', 9, hex(zeroblob(32)), 'a', 'local');
+INSERT INTO subjects VALUES (1, 1, CAST('{subject}' AS BLOB));
+INSERT INTO deliveries (id, task, key_id, type, url, endpoint, subject, created_at, next_at)
+VALUES ('msg_1', 1, 'k', 'task.completed', 'https://example.com/hook', 'https://example.com:443', 1, 9, 9);
+"""
+
+SUBJECT: Final = (
+    '{"id":"ended","seq":1,"status":"succeeded","priority":0,"workflow":"portrait","shape":"s",'
+    '"nodes_total":1,"inputs":null,"metadata":{},"policy":{"max_attempts":2,"timeout_ms":null,'
+    '"start_timeout_ms":null,"stall_timeout_ms":null},"output":{},"key_id":"k","created_at":1,'
+    '"available_at":1,"started_at":5,"completed_at":9,"cancel_requested_at":null,"attempt_count":1,'
+    '"failures":0,"suspects":0,"strays":0,"error":null,"artefacts":[{"node_id":"9","index":0,'
+    '"name":"a.png","type":"image","content_type":"image/png","size_bytes":7,"sha256":"00","key":"a",'
+    '"storage":"local","location":null,"width":null,"height":null,"duration":null,"text":null,'
+    '"data":null}],"attempts":[],"webhook":{"url":"https://example.com/hook","events":["task.completed"]}}'
+)
+"""A task as version 3 wrote it for its webhook."""
+
+
+def make_version_3(path: Path) -> None:
+    """A database as the third schema left it: three artefacts, two of one key, and an event that is owed."""
+    make_version_2(path)
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.executescript(f"{script_of(3)}{VERSION_3.replace('{subject}', SUBJECT)}")
+    connection.execute("PRAGMA user_version = 3")
+    connection.close()
+
+
+async def test_a_database_of_version_3_is_taken_over_with_all_that_is_in_it(path: Path) -> None:
+    make_version_3(path)
+    for _ in range(2):  # the second time there is nothing to do
+        async with open_sqlite(path) as store:
+            for name in ("ended", "running", "queued"):
+                task = await store.get(name)
+                assert task is not None
+                assert task.credentials is False
+            assert (await store.counts())[Status.RUNNING] == 1
+            assert await store.unused_uploads(("cat.png", "dog.png")) == ("dog.png",)
+            assert await store.artefact_bytes() == 7 + 8 + 9
+            assert await store.expire_assets(2**60, 10) == ()
+
+
+async def test_artefacts_of_version_3_get_the_ids_that_they_would_have_now(path: Path) -> None:
+    make_version_3(path)
+    async with open_sqlite(path) as store:
+        task = await store.get("ended")
+        assert task is not None
+        first, second, twin = task.artefacts
+        assert [each.blake3 for each in task.artefacts] == [None] * 3
+        for each in (first, second):
+            found = await store.output_asset(each.id)
+            assert found is not None
+            assert (found.task_id, found.artefact, found.ended_at) == ("ended", each, 9)
+        assert twin.id == first.id  # of the same file, which the earlier row names
+    connection = sqlite3.connect(path)
+    rows = connection.execute("SELECT id FROM artefacts ORDER BY position").fetchall()
+    connection.close()
+    assert rows == [(first.id,), (second.id,), (None,)]
+
+
+async def test_event_that_version_3_owed_is_still_told_of_the_task_as_it_was(path: Path) -> None:
+    make_version_3(path)
+    async with open_sqlite(path) as store:
+        (owed,) = (await store.due_deliveries(NOW, 10, ())).entries
+        assert (owed.id, owed.subject.id, owed.subject.status) == ("msg_1", "ended", Status.SUCCEEDED)
+        assert owed.subject.credentials is False
+        assert [(each.key, each.blake3) for each in owed.subject.artefacts] == [("a", None)]
+
+
+async def test_tasks_of_version_3_go_on_beside_assets_and_credentials(path: Path) -> None:
+    make_version_3(path)
+    async with open_sqlite(path) as store:
+        hashed = msgspec.structs.replace(artefact(), blake3="ab" * 32)
+        await store.settle("attempt-2", succeeded(hashed), NOW)
+        assert (await added(store, credentials=True)).credentials
+        assert await store.add_asset(asset(file="dog.png"))
+        found = await store.output_asset(hashed.id)
+        assert found is not None
+        assert (found.task_id, found.artefact) == ("running", hashed)
+        assert await store.unused_uploads(("cat.png", "dog.png")) == ()
+        await store.delete("running")
+        assert await store.output_asset(hashed.id) is None
 
 
 async def test_every_version_leads_to_the_same_schema(path: Path) -> None:

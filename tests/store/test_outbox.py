@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyd.deliveries import Delivery, DeliveryFilter, DeliveryStatus, DeliveryTry, DueDeliveries
-from comfyd.errors import Conflict, MalformedRequest, StaleClaim
+from comfyd.errors import Conflict, InvalidCursor, StaleClaim
 from comfyd.store.base import Store
 from comfyd.store.outbox import endpoint_of
 from comfyd.store.queries import LOOKED_THROUGH
@@ -488,9 +488,9 @@ async def test_foreign_cursor_is_refused(store: Store) -> None:
     assert of_tasks is not None
     assert of_deliveries is not None
     for cursor in (of_tasks, "", "ü", "!", "ZA", of_deliveries[:-1]):
-        with pytest.raises(MalformedRequest):
+        with pytest.raises(InvalidCursor):
             await store.list_deliveries(DeliveryFilter(), cursor, 1)
-    with pytest.raises(MalformedRequest):
+    with pytest.raises(InvalidCursor):
         await store.list_tasks(TaskFilter(), of_deliveries, 1)
 
 

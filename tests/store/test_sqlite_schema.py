@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from comfyd.deliveries import Delivery, DeliveryFilter, DeliveryStatus
-from comfyd.store import outbox, queries, transitions
+from comfyd.store import assets, outbox, queries, transitions
+from comfyd.store.rows import insert_artefacts
 from comfyd.store.sqlite import SqliteStore
 from comfyd.tasks import IdempotencyKey, Status, Step, TaskFilter
 from tests.store.samples import (
@@ -20,6 +21,7 @@ from tests.store.samples import (
     added,
     again,
     artefact,
+    asset,
     claimed,
     ended,
     failed,
@@ -56,6 +58,8 @@ async def test_settlement_that_is_no_transition_is_refused_whole(sqlite: SqliteS
         again(None),
         success(artefact(0), artefact(0)),
         success(msgspec.structs.replace(artefact(), sha256="short")),
+        success(msgspec.structs.replace(artefact(), blake3="short")),
+        success(msgspec.structs.replace(artefact(), blake3="X" * 64)),
         failed(failures=-1),
     ]
     for settlement in wrong:
@@ -103,6 +107,21 @@ ILLEGAL = {
     "WHERE task = (SELECT number FROM tasks WHERE id = :running)",
     "an artefact of a kind that does not exist": "UPDATE artefacts SET type = 'smell' "
     "WHERE task = (SELECT number FROM tasks WHERE id = :ended)",
+    "a hash that is none": "UPDATE artefacts SET blake3 = upper(hex(zeroblob(31)) || 'AB') "
+    "WHERE task = (SELECT number FROM tasks WHERE id = :ended)",
+    "an id of an artefact that is none": "UPDATE artefacts SET id = 'x' "
+    "WHERE task = (SELECT number FROM tasks WHERE id = :ended)",
+    "half a flag": "UPDATE tasks SET credentials = 2 WHERE id = :queued",
+    "a flag that is unknown": "UPDATE tasks SET credentials = NULL WHERE id = :queued",
+    "an asset without a file": "UPDATE assets SET file = '' WHERE id = :asset",
+    "an asset without bytes": "UPDATE assets SET size_bytes = -1 WHERE id = :asset",
+    "an asset of no known bytes": "UPDATE assets SET blake3 = 'blake3:' || substr(blake3, 8) "
+    "WHERE id = :asset",
+    "an asset of no kind": "UPDATE assets SET content_type = '' WHERE id = :asset",
+    "an asset for ever": "UPDATE assets SET expires_at = NULL WHERE id = :asset",
+    "an asset of an owner without a name": "UPDATE assets SET key_id = '' WHERE id = :asset",
+    "two assets of one id": "INSERT INTO assets (id, file, blake3, size_bytes, content_type, file_path, "
+    "created_at, expires_at) SELECT id, file, blake3, 1, 'a/b', '', 1, 1 FROM assets WHERE id = :asset",
     "a webhook that is no object": "UPDATE tasks SET webhook = '3' WHERE id = :queued",
     "a delivery in no known state": "UPDATE deliveries SET status = 'lost' WHERE id = :owed",
     "a pending delivery without a moment": "UPDATE deliveries SET next_at = NULL WHERE id = :owed",
@@ -150,7 +169,9 @@ async def test_illegal_row_is_refused_by_the_database_itself(
         "running": (await claimed(sqlite)).task.id,
         "ended": (await ended(sqlite)).id,
         "owed": await owed_id(sqlite),
+        "asset": (kept := asset()).id,
     }
+    await sqlite.add_asset(kept)
     used = {name: task_id for name, task_id in tasks.items() if f":{name}" in statement}
     with pytest.raises(sqlite3.IntegrityError):
         raw.execute(statement, used)
@@ -214,6 +235,41 @@ def plan(raw: sqlite3.Connection, run: Callable[[Any], Any]) -> list[str]:
     return lines
 
 
+def steps_of(raw: sqlite3.Connection, run: Callable[[Any], Any]) -> int:
+    """How many hundreds of steps SQLite needs: time itself says little on a loaded machine."""
+    steps = 0
+
+    def stepped() -> None:
+        nonlocal steps
+        steps += 1
+
+    raw.set_progress_handler(stepped, 100)
+    run(raw)
+    raw.set_progress_handler(None, 0)
+    return steps
+
+
+MANY_TASKS = """
+WITH RECURSIVE n (n) AS (SELECT 10 UNION ALL SELECT n + 1 FROM n WHERE n < 50000)
+INSERT INTO tasks (number, id, seq, status, priority, shape, nodes_total, policy, output, created_at,
+                   available_at)
+SELECT n, 't' || n, n, 'queued', 0, 's', 1, '{}', '{}', 1, 1 FROM n
+"""
+
+
+async def test_list_of_rare_statuses_among_50_000_tasks_touches_few_of_them(
+    sqlite: SqliteStore, raw: sqlite3.Connection
+) -> None:
+    task, other = (await claimed(sqlite)).task, await ended(sqlite)
+    raw.execute(MANY_TASKS)
+    wanted = TaskFilter(statuses=frozenset(Status) - {Status.QUEUED})
+    page = queries.list_tasks(raw, wanted, None, 20)
+    assert [each.id for each in page.tasks] == [other.id, task.id]
+    assert steps_of(raw, lambda db: queries.list_tasks(db, wanted, None, 20)) < 100
+    everything = TaskFilter(statuses=frozenset(Status))
+    assert steps_of(raw, lambda db: queries.list_tasks(db, everything, 40_000, 20)) < 100
+
+
 async def test_next_tasks_come_from_one_index_in_its_own_order(
     sqlite: SqliteStore, raw: sqlite3.Connection
 ) -> None:
@@ -230,6 +286,9 @@ async def test_no_verb_that_runs_often_walks_a_table_or_sorts(
     first = await added(sqlite, priority=5)
     second = await added(sqlite, priority=5, webhook=HOOK)
     delivery = await owed_one(sqlite)
+    record = asset()
+    await sqlite.add_asset(record)
+    (output,) = (await ended(sqlite)).artefacts
     listings = [
         DeliveryFilter(),
         DeliveryFilter(task_id=first.id),
@@ -238,10 +297,13 @@ async def test_no_verb_that_runs_often_walks_a_table_or_sorts(
     ]
     filters = [
         TaskFilter(),
-        TaskFilter(status=Status.QUEUED),
+        TaskFilter(statuses=frozenset({Status.QUEUED})),
+        TaskFilter(statuses=frozenset({Status.QUEUED, Status.RUNNING})),
+        TaskFilter(statuses=frozenset(Status), key_id="k"),
         TaskFilter(workflow="w"),
         TaskFilter(key_id="k"),
-        TaskFilter(metadata={"a": "b", "c": "d"}, status=Status.QUEUED),
+        TaskFilter(metadata={"a": "b", "c": "d"}, statuses=frozenset({Status.QUEUED})),
+        TaskFilter(metadata={"a": "b"}, statuses=frozenset({Status.QUEUED, Status.FAILED})),
     ]
     runs: list[Callable[[Any], Any]] = [
         lambda db: queries.get(db, first.id),
@@ -260,6 +322,15 @@ async def test_no_verb_that_runs_often_walks_a_table_or_sorts(
         lambda db: outbox.redeliver(db, delivery.id, NOW),
         lambda db: outbox.make_deliveries_due(db, NOW, NOW, 5),
         lambda db: outbox.owes(db, 1),
+        lambda db: assets.add(db, asset()),
+        lambda db: assets.get(db, record.id, NOW),
+        *(partial(assets.of_bytes, blake3=record.blake3, key_id=owner, now=NOW) for owner in (None, "k")),
+        lambda db: assets.output(db, output.id),
+        lambda db: assets.extend(db, record.id, NOW + 9999),
+        lambda db: assets.delete(db, record.id, NOW),
+        lambda db: assets.expire(db, NOW, 5),
+        lambda db: queries.unused_uploads(db, ["a.png"]),
+        lambda db: insert_artefacts(db, 2, [artefact()]),
         *(partial(queries.list_deliveries, wanted=each, before=9, limit=5) for each in listings),
         *(partial(queries.list_tasks, wanted=wanted, before=9, limit=5) for wanted in filters),
     ]
@@ -288,21 +359,13 @@ async def test_due_scan_of_100_000_pending_deliveries_touches_few_of_them(
     last = await owed_id(sqlite)
     raw.execute(MANY_DELIVERIES.format(endpoint=endpoint))
     busy = ["https://busy", *(f"https://e{number}" for number in range(99))]
-    steps = 0
-
-    def stepped() -> None:
-        nonlocal steps
-        steps += 1
-
-    raw.set_progress_handler(stepped, 100)
     due = queries.due_deliveries(raw, NOW, 20, busy)
-    raw.set_progress_handler(None, 0)
     assert due.next_due is None
     assert due.entries
     assert all(delivery.endpoint not in busy for delivery in due.entries)
     assert (due.entries[-1].id == last) == ("busy" in endpoint)
-    # A walk over all of them takes thousands; time itself says little on a loaded machine.
-    assert steps < 200
+    # A walk over all of them takes thousands.
+    assert steps_of(raw, lambda db: queries.due_deliveries(db, NOW, 20, busy)) < 200
 
 
 async def test_due_scan_goes_by_indexes_alone(sqlite: SqliteStore, raw: sqlite3.Connection) -> None:

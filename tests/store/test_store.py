@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
-from comfyd.errors import Conflict, IdempotencyKeyReuse, MalformedRequest, StaleClaim
+from comfyd.errors import Conflict, IdempotencyKeyReuse, InvalidCursor, StaleClaim
 from comfyd.store.base import Store
 from comfyd.tasks import (
     CancelResult,
@@ -58,6 +60,7 @@ async def test_added_task_reads_back_as_it_was_answered(store: Store) -> None:
         output=OutputOptions(include_temp=True),
         key_id="key-1",
         extra_data={"note": "x"},
+        credentials=True,
     )
     answer = await store.add(new, None, NOW)
     assert not answer.replayed
@@ -68,6 +71,19 @@ async def test_added_task_reads_back_as_it_was_answered(store: Store) -> None:
     assert answer.task.artefacts == ()
     for name in ("id", "priority", "workflow", "inputs", "metadata", "policy", "output", "key_id", "shape"):
         assert getattr(answer.task, name) == getattr(new, name)
+    assert answer.task.credentials is True
+
+
+async def test_task_says_whether_it_came_with_credentials_in_all_its_states(store: Store) -> None:
+    for flag in (True, False):
+        taken = await claimed(store, credentials=flag)
+        assert taken.task.credentials is flag
+        assert (await store.live())[0].task.credentials is flag
+        task = await store.settle(taken.attempt.id, failed(), NOW)
+        assert task.credentials is flag
+        assert (await found(store, task.id)).credentials is flag
+        (listed,) = (await store.list_tasks(TaskFilter(), None, 1)).tasks
+        assert listed.credentials is flag
 
 
 async def test_graph_comes_back_as_it_was_accepted(store: Store) -> None:
@@ -249,7 +265,8 @@ async def test_stale_claim_cannot_record(store: Store) -> None:
 async def test_success_ends_the_task_with_its_artefacts_in_order(store: Store) -> None:
     taken = await claimed(store)
     text = msgspec.structs.replace(artefact(0, "3"), type=OutputType.TEXT, text="hello", duration=1.5)
-    artefacts = (artefact(1), artefact(0), text)
+    hashed = msgspec.structs.replace(artefact(1), blake3="0123456789abcdef" * 4)
+    artefacts = (hashed, artefact(0), text)
     task = await store.settle(taken.attempt.id, succeeded(*artefacts), NOW + 9)
     assert task.status is Status.SUCCEEDED
     assert task.completed_at == NOW + 9
@@ -517,11 +534,47 @@ async def test_filters_narrow_and_combine(store: Store) -> None:
 
     assert await ids(TaskFilter(workflow="w1")) == [b.id, a.id]
     assert await ids(TaskFilter(key_id="k1")) == [c.id, a.id]
-    assert await ids(TaskFilter(status=Status.CANCELED)) == [b.id]
+    assert await ids(TaskFilter(statuses=frozenset({Status.CANCELED}))) == [b.id]
     assert await ids(TaskFilter(metadata={"user": "ann"})) == [c.id, a.id]
     assert await ids(TaskFilter(metadata={"user": "ann", "album": "1"})) == [a.id]
-    assert await ids(TaskFilter(metadata={"album": "1"}, status=Status.QUEUED, key_id="k1")) == [a.id]
+    assert await ids(
+        TaskFilter(metadata={"album": "1"}, statuses=frozenset({Status.QUEUED}), key_id="k1")
+    ) == [a.id]
     assert await ids(TaskFilter(metadata={"user": "x"})) == []
+
+
+async def test_several_statuses_are_listed_newest_first_over_any_pages(store: Store) -> None:
+    tasks = []
+    for number in range(12):
+        task = await added(store, key_id=f"k{number % 2}", metadata={"half": str(number // 6)})
+        if number % 3 == 0:
+            await store.cancel(task.id, NOW)
+        elif number % 3 == 1:
+            await claim(store, task.id)
+        tasks.append(await found(store, task.id))
+    queued, running, canceled = Status.QUEUED, Status.RUNNING, Status.CANCELED
+
+    async def listed(limit: int, *statuses: Status, **facts: Any) -> list[str]:
+        ids: list[str] = []
+        cursor = None
+        while True:
+            wanted = TaskFilter(statuses=frozenset(statuses), **facts)
+            page = await store.list_tasks(wanted, cursor, limit)
+            assert len(page.tasks) <= limit
+            ids += [task.id for task in page.tasks]
+            if (cursor := page.next_cursor) is None:
+                return ids
+
+    newest_first = tasks[::-1]
+    for statuses in ((), (queued,), (queued, canceled), (queued, running, canceled), tuple(Status)):
+        there = [task for task in newest_first if not statuses or task.status in statuses]
+        mine = [task.id for task in there if task.key_id == "k1"]
+        for limit in (1, 3, 50):
+            assert await listed(limit, *statuses) == [task.id for task in there]
+            assert await listed(limit, *statuses, key_id="k1") == mine
+            late = [task.id for task in there if task.metadata == {"half": "1"}]
+            assert await listed(limit, *statuses, metadata={"half": "1"}) == late
+    assert await listed(5, Status.SUCCEEDED, Status.FAILED) == []
 
 
 @pytest.mark.parametrize("word", ["') OR 1=1 --", "a.b[0]$", '"', "%", "\x00", "", "ключ"])
@@ -536,7 +589,7 @@ async def test_metadata_is_never_more_than_text(store: Store, word: str) -> None
     "cursor", ["", "x", "n5", "bjU1NQ!", "bi01", "ę", "bg", "bjk5OTk5OTk5OTk5OTk5OTk5OTk5OTk"]
 )
 async def test_cursor_that_is_not_ours_is_refused(store: Store, cursor: str) -> None:
-    with pytest.raises(MalformedRequest):
+    with pytest.raises(InvalidCursor, match="leave it out"):
         await store.list_tasks(TaskFilter(), cursor, 10)
 
 
