@@ -56,6 +56,8 @@ _CONVERTIBLE: Final = frozenset(
     f"image/{kind}" for kind in ("png", "apng", "jpeg", "webp", "avif", "gif", "bmp", "tiff")
 )
 
+_TOLD_APART: Final = re.compile(r"-[0-9a-f]{8}$")
+
 STORAGE: Final = "storage:"
 """What the names of storages begin with where `Health` says that results wait for one."""
 
@@ -66,6 +68,12 @@ Source = Callable[[OutputFile], AbstractAsyncContextManager[OutputStream]]
 
 def _nothing(_: str) -> None:
     """What is said where nobody listens."""
+
+
+class _Ready(LocalFile, frozen=True, kw_only=True):
+    """A finished file, and what it is known by as an asset."""
+
+    blake3: str
 
 
 class StoringTerms(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,6 +138,7 @@ class ArtefactWriter:
             content_type=local.content_type,
             size_bytes=local.size_bytes,
             sha256=local.sha256,
+            blake3=local.blake3,
             key=key,
             storage=storage,
             location=location,
@@ -152,13 +161,13 @@ class ArtefactWriter:
         keys = _keys(path, files, options) - _keys(path, kept, options)
         await self._storages.delete([(storage, key) for storage in storages for key in sorted(keys)])
 
-    async def _spooled(self, file: OutputFile, source: Source, raw: Path) -> LocalFile:
+    async def _spooled(self, file: OutputFile, source: Source, raw: Path) -> _Ready:
         """Bring the file from where it is to `raw`."""
         pause, tried, since = FIRST_PAUSE_MS, 0, self._clock.monotonic()
         while True:
             try:
                 async with self._spooling, source(file) as stream:
-                    digest = await write_stream(_WHAT, raw, stream.chunks, md5=True)
+                    digest = await write_stream(_WHAT, raw, stream.chunks, md5=True, blake3=True)
                 if digest.size_bytes == 0 and file.text is None:
                     raise OutputUnavailable(f"ComfyUI serves {file.filename} empty")
                 name = PurePosixPath(file.filename).name
@@ -167,7 +176,7 @@ class ArtefactWriter:
                     media_type = await asyncio.to_thread(_true_type, raw, name, media_type)
                     if not await on_disk(_WHAT, media.is_whole, raw):
                         raise OutputUnavailable(f"ComfyUI serves {file.filename} cut short")
-                return _local(raw, digest, media_type, name)
+                return _ready(raw, digest, media_type, name)
             except BackendUnreachable as exc:
                 log.info("artefact.waits", file=file.filename, reason=exc.message)
             except StorageError as exc:  # this machine's own disk
@@ -184,9 +193,7 @@ class ArtefactWriter:
             await self._clock.sleep(pause)
             pause = min(pause * 2, MOST_PAUSE_MS)
 
-    async def _shaped(
-        self, spooled: LocalFile, file: OutputFile, options: OutputOptions, made: Path
-    ) -> LocalFile:
+    async def _shaped(self, spooled: _Ready, file: OutputFile, options: OutputOptions, made: Path) -> _Ready:
         """The file as the client wants it; waits while this machine's own disk fails."""
         pause, since = FIRST_PAUSE_MS, self._clock.monotonic()
         while True:
@@ -259,13 +266,11 @@ def text_source(file: OutputFile) -> AbstractAsyncContextManager[OutputStream]:
     return from_memory((file.text or "").encode(), content_type(file.filename))
 
 
-async def _shaped_on_a_thread(
-    local: LocalFile, file: OutputFile, options: OutputOptions, made: Path
-) -> LocalFile:
+async def _shaped_on_a_thread(local: _Ready, file: OutputFile, options: OutputOptions, made: Path) -> _Ready:
     """See `_shaped`. Canceled it does not wait for the thread, which then deletes what it still makes."""
     dropped = threading.Event()
 
-    def work() -> LocalFile:
+    def work() -> _Ready:
         try:
             return _shaped(local, file, options, made)
         except OSError as exc:
@@ -281,12 +286,12 @@ async def _shaped_on_a_thread(
         raise
 
 
-async def _on_a_daemon(work: Callable[[], LocalFile]) -> LocalFile:
+async def _on_a_daemon(work: Callable[[], _Ready]) -> _Ready:
     """Run this on a thread that does not hold up the end of the process: an encoder cannot be stopped."""
     loop = asyncio.get_running_loop()
-    made: asyncio.Future[LocalFile] = loop.create_future()
+    made: asyncio.Future[_Ready] = loop.create_future()
 
-    def tell(result: LocalFile | None, error: BaseException | None) -> None:
+    def tell(result: _Ready | None, error: BaseException | None) -> None:
         if made.done():  # canceled meanwhile
             return
         if error is not None:
@@ -307,7 +312,7 @@ async def _on_a_daemon(work: Callable[[], LocalFile]) -> LocalFile:
     return await made
 
 
-def _shaped(local: LocalFile, file: OutputFile, options: OutputOptions, made: Path) -> LocalFile:
+def _shaped(local: _Ready, file: OutputFile, options: OutputOptions, made: Path) -> _Ready:
     """The file as the client wants it: itself, or another one at `made`. `MediaError`; for a thread."""
     if file.text is not None:
         return local
@@ -319,9 +324,9 @@ def _shaped(local: LocalFile, file: OutputFile, options: OutputOptions, made: Pa
     ):
         # Nothing but the picture is taken over, so there is nothing to strip.
         name = _renamed(local.name, wanted)
-        return _local(made, digest_of(made, md5=True), f"image/{wanted}", name)
+        return _ready(made, _digest(made), f"image/{wanted}", name)
     if options.strip and media.strip(local.path, made):
-        return _local(made, digest_of(made, md5=True), local.content_type, local.name)
+        return _ready(made, _digest(made), local.content_type, local.name)
     return local
 
 
@@ -345,12 +350,17 @@ def _true_type(path: Path, name: str, named: str) -> str:
     return found.content_type if other or found.content_type == "text/html" else named
 
 
-def _local(path: Path, digest: Digest, media_type: str, name: str) -> LocalFile:
-    return LocalFile(
+def _digest(path: Path) -> Digest:
+    return digest_of(path, md5=True, blake3=True)
+
+
+def _ready(path: Path, digest: Digest, media_type: str, name: str) -> _Ready:
+    return _Ready(
         path=path,
         size_bytes=digest.size_bytes,
         sha256=digest.sha256,
         md5=digest.md5 or "",
+        blake3=digest.blake3 or "",
         content_type=media_type,
         name=name,
     )
@@ -379,6 +389,7 @@ def _own_part(file: OutputFile, name: str) -> str:
     """`node_index_name`, in safe ASCII: what ComfyUI calls a file is data, never a path."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-120:].lstrip(".") or "file"
     node = re.sub(r"[^A-Za-z0-9-]+", "-", file.node_id)[:60]
-    if node != file.node_id:  # what was lost may be all that tells two nodes apart
+    # What was lost may be all that tells two nodes apart; and nobody else may look as if something was.
+    if node != file.node_id or _TOLD_APART.search(node):
         node = f"{node}-{hashlib.sha256(file.node_id.encode()).hexdigest()[:8]}"
     return f"{node}_{file.index}_{safe}"

@@ -1,4 +1,4 @@
-"""What crosses the store's seam of assets: a file that a client uploaded, under an id of its own; never its bytes.
+"""What crosses the store's seam of assets: files that clients uploaded, by an id of their own; never bytes.
 
 An asset is a record over an upload, whose content it shares with every other record over the same bytes.
 """

@@ -12,6 +12,7 @@ from typing import IO, Any, Final, ParamSpec, TypeVar
 
 import msgspec
 import structlog
+from blake3 import blake3 as new_blake3
 
 from comfyd.errors import DiskFull, StorageError
 
@@ -32,7 +33,9 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     sha256: str
     md5: str | None = None
-    """Only where it was asked for, as some storages do. Both hexadecimal."""
+    """Only where it was asked for, as some storages do."""
+    blake3: str | None = None
+    """Only where it was asked for: assets are known by it. All three are hexadecimal."""
 
 
 async def on_disk(what: str, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -82,14 +85,20 @@ async def to_its_end(call: Coroutine[Any, Any, T]) -> T:
 
 
 async def write_stream(
-    what: str, path: Path, chunks: AsyncIterator[bytes], *, sync: bool = False, md5: bool = False
+    what: str,
+    path: Path,
+    chunks: AsyncIterator[bytes],
+    *,
+    sync: bool = False,
+    md5: bool = False,
+    blake3: bool = False,
 ) -> Digest:
     """Write a stream to a new file; with `sync` it is on the disk when this returns. `md5` costs time.
 
     Raises `StorageError`, and errors of `chunks` as they are; then there is no such file, as far as the disk
     lets go of it.
     """
-    counting = _Counting(md5=md5)
+    counting = _Counting(md5=md5, blake3=blake3)
 
     def write(block: bytearray) -> None:
         counting.add(block)
@@ -195,9 +204,9 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def digest_of(path: Path, *, md5: bool = False) -> Digest:
+def digest_of(path: Path, *, md5: bool = False, blake3: bool = False) -> Digest:
     """Read a file through; blocks, for a thread."""
-    counting = _Counting(md5=md5)
+    counting = _Counting(md5=md5, blake3=blake3)
     with path.open("rb") as file:
         while block := file.read(BLOCK):
             counting.add(block)
@@ -207,15 +216,18 @@ def digest_of(path: Path, *, md5: bool = False) -> Digest:
 class _Counting:
     """The digest of what has passed so far."""
 
-    def __init__(self, *, md5: bool) -> None:
+    def __init__(self, *, md5: bool, blake3: bool) -> None:
         self._sha256 = hashlib.sha256()
         self._md5 = hashlib.md5(usedforsecurity=False) if md5 else None
+        self._blake3 = new_blake3() if blake3 else None
         self._size = 0
 
     def add(self, block: bytes | bytearray) -> None:
         self._sha256.update(block)
         if self._md5 is not None:
             self._md5.update(block)
+        if self._blake3 is not None:
+            self._blake3.update(block)
         self._size += len(block)
 
     @property
@@ -224,4 +236,5 @@ class _Counting:
             size_bytes=self._size,
             sha256=self._sha256.hexdigest(),
             md5=None if self._md5 is None else self._md5.hexdigest(),
+            blake3=None if self._blake3 is None else self._blake3.hexdigest(),
         )

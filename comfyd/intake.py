@@ -10,18 +10,15 @@ from contextlib import AsyncExitStack
 from typing import Any, Final
 
 import msgspec
-import structlog
 
 from comfyd import graphs
 from comfyd.clock import Clock
 from comfyd.comfy.backend import Backend
-from comfyd.errors import BackendError, ComfydError, InputError, InvalidWorkflow
+from comfyd.errors import BackendError, InputError, InvalidWorkflow
 from comfyd.guard import Guard
 from comfyd.store.base import Store
 from comfyd.tasks import Graph, JsonObject
 from comfyd.uploads import Received, Upload, Uploads, parse_reference
-
-log = structlog.get_logger("comfyd.intake")
 
 REFRESH_MS: Final = 5_000
 """How long what a ComfyUI said of its classes is believed before a refusal makes it be asked again."""
@@ -123,35 +120,33 @@ class Intake:
 
         Raises `InvalidWorkflow`, and `InputError` whose `details["input"]` names the input.
         """
+        references = graphs.references(graph)
         found: list[graphs.FileInput] = []
         judged = True
         if graphs.remote_values(graph):
             known = await self._checker.known_classes()
             found, judged = graphs.remote_inputs(graph, known), known is not None
-        received: dict[str, Received] = {}
-        files: dict[str, None] = {}
+        named = _Named(self._uploads, stack)
         for wanted in found:
-            try:
-                upload = await self._looked_at(wanted, received, stack)
-            except InputError as exc:
-                exc.details.setdefault("input", f"{wanted.node_id}.{wanted.name}")
-                raise
+            with _naming(wanted):
+                upload = await self._looked_at(wanted, named)
             if upload is not None:
-                files[upload.file] = None
                 address = graphs.Address(node_id=wanted.node_id, name=wanted.name)
                 graph = graphs.set_input(graph, address, upload.reference)
+        for reference, place in references.items():
+            with _naming(place):
+                await named.upload(reference)
         if not judged:  # any of these may turn out to be a file: the task has to keep it until then
-            for file in _uploads_named(graph):
-                await stack.enter_async_context(self._uploads.hold(f"upload:{file}"))
-                files[file] = None
+            for file in _padded_references(graph):
+                await named.hold(file)
         remote = frozenset((wanted.node_id, wanted.name) for wanted in found)
         return Taken(
             graph=graph,
             needed_nodes=await self._checker.needed_nodes(graph, remote),
             remote=remote,
-            files=tuple(files),
-            received=tuple(received.values()),
-            references={source: given.upload.reference for source, given in received.items()},
+            files=tuple(named.files),
+            received=tuple(named.received.values()),
+            references={source: given.upload.reference for source, given in named.received.items()},
             judged=judged,
         )
 
@@ -159,50 +154,70 @@ class Intake:
         """Judge a url that is to be called later, asking nobody. Raises `InvalidUrl`, `BlockedAddress`."""
         self._guard.check_url(url)
 
-    async def _looked_at(
-        self, wanted: graphs.FileInput, received: dict[str, Received], stack: AsyncExitStack
-    ) -> Upload | None:
+    async def _looked_at(self, wanted: graphs.FileInput, named: "_Named") -> Upload | None:
         """The upload that the input names, if it fits; None for a url, of which only the text is known."""
         source = wanted.value.strip()
         if not source[:7].lower().startswith(("data:", "upload:")):
             self._guard.check_url(source)
             return None
-        upload = await self._upload(source, received, stack)
+        upload = await named.upload(source)
         graphs.check_kind(wanted, upload.kind, upload.content_type)
         return upload
 
-    async def _upload(self, source: str, received: dict[str, Received], stack: AsyncExitStack) -> Upload:
-        if source[:5].lower() == "data:":
-            if source not in received:
-                receiving = self._uploads.receive_data_uri(source)
-                received[source] = await stack.enter_async_context(receiving)
-            return received[source].upload
-        await stack.enter_async_context(self._uploads.hold(source))
-        return await self._uploads.find(source)
-
     async def keep(self, taken: Taken, stack: AsyncExitStack) -> None:
         """Keep what the request brought; what no task names when `stack` ends is forgotten again."""
-        if not taken.received:
-            return
-        files = [given.upload.file for given in taken.received if not given.known]
-
-        async def forget_unused() -> None:
-            try:
-                await self._uploads.forget(files, self._store.unused_uploads)
-            except ComfydError as exc:  # the task may be a row by now; the sweep comes by later
-                log.warning("upload.left", files=files, reason=exc.message)
-
-        stack.push_async_callback(forget_unused)
         for given in taken.received:
-            await stack.enter_async_context(self._uploads.hold(given.upload.reference))
-            await self._uploads.keep(given)
+            await stack.enter_async_context(self._uploads.keeping(given, self._store.unused_uploads))
 
 
-def _uploads_named(graph: Graph) -> Iterator[str]:
-    """The files of all values that look like references of uploads."""
+class _Named:
+    """The uploads that one graph names or brings, held until `stack` ends. Lives as long as one `take`."""
+
+    def __init__(self, uploads: Uploads, stack: AsyncExitStack) -> None:
+        self._uploads = uploads
+        self._stack = stack
+        self._found: dict[str, Upload] = {}
+        self.received: dict[str, Received] = {}
+        """By their data URIs."""
+        self.files: dict[str, None] = {}
+        """All of them, each once, in order."""
+
+    async def upload(self, source: str) -> Upload:
+        """What a reference or a data URI stands for. Raises `InputError`."""
+        if source not in self._found:
+            self._found[source] = await self._looked_up(source)
+            self.files[self._found[source].file] = None
+        return self._found[source]
+
+    async def hold(self, file: str) -> None:
+        """One that may turn out to be a file of the task, whether it is there or not."""
+        await self._stack.enter_async_context(self._uploads.hold(f"upload:{file}"))
+        self.files[file] = None
+
+    async def _looked_up(self, source: str) -> Upload:
+        if source[:5].lower() == "data:":
+            receiving = self._uploads.receive_data_uri(source)
+            self.received[source] = await self._stack.enter_async_context(receiving)
+            return self.received[source].upload
+        await self._stack.enter_async_context(self._uploads.hold(source))
+        return await self._uploads.find(source)
+
+
+@contextlib.contextmanager
+def _naming(wanted: graphs.FileInput | graphs.Address) -> Iterator[None]:
+    """Let what is wrong with a file name its input."""
+    try:
+        yield
+    except InputError as exc:
+        exc.details.setdefault("input", f"{wanted.node_id}.{wanted.name}")
+        raise
+
+
+def _padded_references(graph: Graph) -> Iterator[str]:
+    """The files of references with blanks around them: files where an input takes one, else texts."""
     for node in graph.values():
         for value in node["inputs"].values():
             inner = value.get("__value__") if isinstance(value, dict) else value
             file = parse_reference(inner.strip()) if isinstance(inner, str) else None
-            if file is not None:
+            if file is not None and not graphs.is_reference(inner):
                 yield file

@@ -14,6 +14,7 @@ from comfyd.comfy.restarting import RestartCommand
 from comfyd.control import Control
 from comfyd.errors import Conflict, TaskNotFound
 from comfyd.forgetting import Forgetter
+from comfyd.library import EXPIRED_AT_ONCE, Library
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
 from comfyd.store.base import Store
@@ -84,7 +85,7 @@ class Retention:
 
 
 class UploadSweep:
-    """Forgets uploads that no task uses."""
+    """Forgets uploads that no task and no asset uses."""
 
     def __init__(self, store: Store, uploads: Uploads) -> None:
         self._store = store
@@ -96,6 +97,20 @@ class UploadSweep:
         if gone:
             log.info("uploads.forgot", files=gone)
         return 0 if gone == BATCH else RETENTION_EVERY_MS
+
+
+class AssetSweep:
+    """Forgets assets that have expired, and their uploads where nothing else names them."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+
+    async def step(self) -> int:
+        """Forget one batch; comes back at once while there is more."""
+        gone = await self._library.expire()
+        if gone:
+            log.info("assets.forgot", assets=gone)
+        return 0 if gone == EXPIRED_AT_ONCE else RETENTION_EVERY_MS
 
 
 class Leftovers:

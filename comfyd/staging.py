@@ -105,6 +105,7 @@ class Staging:
         self._stager = stager
         self._graph = graph
         self._inputs = graphs.remote_inputs(graph, object_info)
+        self._references = graphs.references(graph)
         self._guessed = object_info is None and graphs.remote_values(graph)
         self._stack = stack
         self._files: dict[str, Staged] = {}
@@ -112,11 +113,12 @@ class Staging:
 
     def __bool__(self) -> bool:
         """Whether there is anything to bring, or may be: some classes are known to ComfyUI alone."""
-        return bool(self._inputs) or self._guessed
+        return bool(self._inputs) or bool(self._references) or self._guessed
 
     async def fetch(self) -> Self:
         """Bring every file to this machine, each source once. Raises `InputError` that names the input."""
-        users = {wanted.value.strip(): wanted for wanted in reversed(self._inputs)}
+        users: dict[str, graphs.FileInput | graphs.Address] = {**self._references}
+        users |= {wanted.value.strip(): wanted for wanted in reversed(self._inputs)}
         missing = {source: wanted for source, wanted in users.items() if source not in self._files}
         if missing:
             await self._bring(missing)
@@ -125,7 +127,7 @@ class Staging:
             graphs.check_kind(wanted, staged.kind, staged.content_type)
         return self
 
-    async def _bring(self, users: Mapping[str, graphs.FileInput]) -> None:
+    async def _bring(self, users: Mapping[str, graphs.FileInput | graphs.Address]) -> None:
         gate = asyncio.Semaphore(self._stager.at_once)
 
         async def one(source: str) -> None:
@@ -159,7 +161,8 @@ class Staging:
         for wanted in self._inputs:
             address = graphs.Address(node_id=wanted.node_id, name=wanted.name)
             graph = graphs.set_input(graph, address, names[self._files[wanted.value.strip()].name])
-        return graph
+        given = {reference: names[self._files[reference].name] for reference in self._references}
+        return graphs.replace_texts(graph, given) if given else graph
 
     async def _ask(self, backend: Backend) -> None:
         """Learn which inputs take files. One that cannot tell is given what is known without it."""
@@ -186,7 +189,7 @@ async def _given(staged: Staged, backend: Backend) -> str:
         return await backend.upload_input(staged.name, read_blocks("cannot read an input", staged.path))
 
 
-def _naming(error: BaseException, wanted: graphs.FileInput) -> BaseException:
+def _naming(error: BaseException, wanted: graphs.FileInput | graphs.Address) -> BaseException:
     """The error, with the input whose file it is."""
     if isinstance(error, InputError):
         error.details.setdefault("input", f"{wanted.node_id}.{wanted.name}")

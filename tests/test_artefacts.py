@@ -18,6 +18,7 @@ import aiohttp
 import msgspec
 import orjson
 import pytest
+from blake3 import blake3
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -88,6 +89,7 @@ async def content(made: Bench, artefact: Artefact) -> bytes:
     """What is stored, which is what the row says of it."""
     data = await read(await made.ground.storages.get(artefact.storage), artefact.key)
     assert (hashlib.sha256(data).hexdigest(), len(data)) == (artefact.sha256, artefact.size_bytes)
+    assert artefact.blake3 == blake3(data).hexdigest()
     return data
 
 
@@ -667,6 +669,19 @@ async def test_an_empty_file_is_no_output_and_an_empty_text_is_one(tmp_path: Pat
     assert source.asked == TRIES
     assert (artefact.text, artefact.size_bytes) == ("", 0)
     assert storage.kept == {artefact.key: b""}
+
+
+async def test_nodes_of_whatever_names_have_keys_of_their_own(tmp_path: Path) -> None:
+    plain = output_file("a.png")
+    tail = hashlib.sha256(b"a_b").hexdigest()[:8]
+    async with writing(tmp_path, Failing()) as parts:
+        keys = [
+            (await parts.writer.write("t/1", each, OutputOptions(), Backend(png()))).key
+            for each in (
+                msgspec.structs.replace(plain, node_id=node) for node in ("a_b", "a-b", f"a-b-{tail}", "a.b")
+            )
+        ]
+    assert len(set(keys)) == len(keys)
 
 
 async def test_a_text_that_is_too_long_for_the_task_is_a_file(tmp_path: Path) -> None:

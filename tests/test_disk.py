@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from comfyd.disk import (
     BLOCK,
@@ -45,6 +46,7 @@ async def test_a_stream_becomes_a_file_with_its_digest(tmp_path: Path, *, sync: 
     whole = b"".join(content)
     assert (digest.size_bytes, digest.sha256) == (len(whole), hashlib.sha256(whole).hexdigest())
     assert digest.md5 == (hashlib.md5(whole, usedforsecurity=False).hexdigest() if sync else None)
+    assert digest.blake3 is None
     assert (tmp_path / "a").read_bytes() == whole
     assert digest_of(tmp_path / "a", md5=sync) == digest
     assert b"".join([block async for block in read_blocks("cannot read", tmp_path / "a")]) == whole
@@ -189,12 +191,13 @@ async def test_a_stream_is_written_as_it_comes_and_known_by_its_digests(tmp_path
     data = bytes(range(251)) * (size // 251 + 1)
     data = data[:size]
     pieces = [data[start : start + 70_001] for start in range(0, size, 70_001)]
-    found = await write_stream("cannot write", tmp_path / "a", parts(*pieces), md5=True)
+    found = await write_stream("cannot write", tmp_path / "a", parts(*pieces), md5=True, blake3=True)
     assert (tmp_path / "a").read_bytes() == data
     assert found.size_bytes == size
     assert found.sha256 == hashlib.sha256(data).hexdigest()
     assert found.md5 == hashlib.md5(data, usedforsecurity=False).hexdigest()
-    assert digest_of(tmp_path / "a", md5=True) == found
+    assert found.blake3 == blake3(data).hexdigest()
+    assert digest_of(tmp_path / "a", md5=True, blake3=True) == found
     assert b"".join([block async for block in read_blocks("cannot read", tmp_path / "a")]) == data
 
 

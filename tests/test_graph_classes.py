@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from comfyd.errors import InvalidWorkflow, UnsupportedContent
 from comfyd.graphs import (
+    Address,
     FileInput,
     Graph,
     GraphLimits,
@@ -21,9 +22,11 @@ from comfyd.graphs import (
     executable_nodes,
     file_inputs,
     file_name_problem,
+    is_reference,
     is_remote,
     missing_classes,
     output_nodes,
+    references,
     remote_inputs,
     remote_values,
 )
@@ -531,6 +534,65 @@ def test_inputs_whose_files_are_to_come_are_not_judged() -> None:
         with pytest.raises(InvalidWorkflow):
             check_against(wrong, CHOICES)
     check_against(value, CHOICES, remote={("1", "x")})
+
+
+REFERENCE = "upload:" + "0" * 64 + ".png"
+
+
+@pytest.mark.parametrize("class_type", ["Old", "New", "Checkpoint", "Sampler", "Empty", "Text", "Several"])
+def test_a_reference_stands_for_a_name_wherever_one_may_stand(class_type: str) -> None:
+    check_against(one(class_type, REFERENCE), {**CHOICES, class_type: runs(CHOICES[class_type])})
+    check_against(one(class_type, {"__value__": REFERENCE}), {class_type: runs(CHOICES[class_type])})
+    if class_type not in {"Text", "Several"}:
+        with pytest.raises(InvalidWorkflow):
+            check_against(one(class_type, f"{REFERENCE} "), {class_type: runs(CHOICES[class_type])})
+
+
+@pytest.mark.parametrize("kind", ["INT", "FLOAT"])
+def test_a_reference_is_no_number(kind: str) -> None:
+    with pytest.raises(InvalidWorkflow):
+        check_against(one("Number", REFERENCE), {"Number": runs(spec(kind))})
+
+
+def runs(node_class: dict[str, Any]) -> dict[str, Any]:
+    """The class as one for whose sake ComfyUI runs a graph."""
+    return {**node_class, "output_node": True}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        7,
+        f" {REFERENCE}",
+        f"{REFERENCE}/",
+        f"see {REFERENCE}",
+        REFERENCE.upper(),
+        REFERENCE.replace("0", "g"),
+        REFERENCE[:-4],
+        REFERENCE + "x" * 14,
+        [REFERENCE],
+    ],
+)
+def test_what_only_holds_a_reference_is_none(value: object) -> None:
+    assert is_reference(REFERENCE)
+    assert not is_reference(value)
+
+
+def test_references_are_found_however_deep_each_once_with_its_first_input() -> None:
+    other = REFERENCE.replace("0", "1")
+    found = references(
+        {
+            REFERENCE: {"class_type": "A", "inputs": {"x": [REFERENCE, 0], REFERENCE: 1}, "_meta": {}},
+            "2": {
+                "class_type": "B",
+                "inputs": {"a": 1, "b": {"__value__": [[{"c": other, REFERENCE: 2}], f"{REFERENCE} "]}},
+                "_meta": {"title": REFERENCE},
+            },
+            "3": {"class_type": "C", "inputs": {"d": REFERENCE, "e": [1, 2, other]}, "_meta": {}},
+        }
+    )
+    assert found == {other: Address(node_id="2", name="b"), REFERENCE: Address(node_id="3", name="d")}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`comfyd.graphs.edit`: addresses, prefixes and the shape of a graph."""
 
+import copy
 import ntpath
 import posixpath
 import re
@@ -17,6 +18,7 @@ from comfyd.graphs import (
     check_structure,
     find_node,
     parse_address,
+    replace_texts,
     rewrite_prefixes,
     safe_prefix,
     set_input,
@@ -83,6 +85,42 @@ def test_an_address_that_leads_nowhere_is_an_input_error(address: str, words: st
     ((name, messages),) = caught.value.details["inputs"].items()
     assert len(name) < 130
     assert words in messages[0]
+
+
+def test_texts_are_replaced_however_deep_and_nothing_else_is() -> None:
+    deep = graph(
+        **{
+            "5": {
+                "class_type": "X",
+                "inputs": {
+                    "a": "t",
+                    "b": {"__value__": ["t", {"t": ["t", "tt", 1, None]}, {"u": 2}]},
+                    "c": {"u": ["v"]},
+                },
+                "_meta": {"title": "t"},
+            },
+            "t": {"class_type": "t", "inputs": {"x": ["t2", 0], "y": "other"}},
+            "t2": {"class_type": "Y", "inputs": {"t": 3}},
+            "7": {"class_type": "Z", "inputs": {"x": ["t", 0], "y": "t"}},
+        }
+    )
+    before = copy.deepcopy(deep)
+    made = replace_texts(deep, {"t": "new", "missing": "z"})
+    assert deep == before
+    assert made["4.1"]["inputs"] == {"text": "new"}
+    assert made["5"] == {
+        "class_type": "X",
+        "inputs": {
+            "a": "new",
+            "b": {"__value__": ["new", {"t": ["new", "tt", 1, None]}, {"u": 2}]},
+            "c": {"u": ["v"]},
+        },
+        "_meta": {"title": "t"},
+    }
+    assert made["7"]["inputs"] == {"x": ["t", 0], "y": "new"}
+    assert made["5"]["inputs"]["c"] is deep["5"]["inputs"]["c"]
+    for node_id in ("1", "2", "3", "t", "t2"):
+        assert made[node_id] is deep[node_id]
 
 
 def test_an_id_comes_before_a_title() -> None:

@@ -132,6 +132,70 @@ async def test_an_upload_is_named_by_every_task_that_uses_it_once(made: Bench) -
     assert left(made) == [upload.file]
 
 
+def showing(value: object) -> Graph:
+    """A graph that shows a text."""
+    return {
+        "1": {"class_type": "PrimitiveString", "inputs": {"value": value}},
+        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+    }
+
+
+async def test_a_reference_is_a_file_of_the_task_wherever_it_stands(made: Bench) -> None:
+    picture = await made.state.uploads.add_data_uri(data_uri(RED))
+    sound = await made.state.uploads.add_data_uri(data_uri(wav()))
+    graph = {**showing(picture.reference), **loading(f" {picture.reference}")}
+    graph["3"] = {
+        "class_type": "SaveImage",
+        "inputs": {"images": ["1", 0], "filename_prefix": sound.reference},
+    }
+    graph["4"] = showing({"__value__": [[sound.reference]]})["1"]
+    graph["5"] = {"class_type": "PreviewAny", "inputs": {"source": ["4", 0]}}
+    row = await made.submit(graph)
+    assert sorted(await made.store.uploads(row.id)) == sorted([picture.file, sound.file])
+    found = await graph_of(made, row)
+    assert found["1"]["inputs"]["image"] == picture.reference
+    assert found["4"]["inputs"]["value"] == {"__value__": [[sound.reference]]}
+    await made.state.control.cancel(row.id)
+    await made.state.control.delete(row.id)
+    assert left(made) == []
+
+
+async def test_a_node_is_given_the_name_of_the_file_that_it_has_there(
+    simulator: Simulator, tmp_path: Path
+) -> None:
+    async with bench(settings(simulator, tmp_path / "data")) as made:
+        upload = await made.state.uploads.add_data_uri(data_uri(wav()))
+        row = await made.ended((await made.submit(showing(upload.reference))).id)
+        text = row.artefacts[0].text
+        assert text is not None
+        assert text.endswith(upload.file)
+        assert "upload:" not in text
+        assert (simulator.folders.roots["input"] / text).read_bytes() == wav()
+
+
+@pytest.mark.parametrize("value", [GONE, {"__value__": [{"a": [GONE]}]}])
+async def test_a_reference_of_nothing_is_refused_wherever_it_stands(made: Bench, value: object) -> None:
+    error = await refused(made, showing(value), "input_not_found")
+    assert error.details["input"] == "1.value"
+
+
+async def test_a_text_with_a_reference_in_it_is_a_text(made: Bench) -> None:
+    row = await made.submit(showing(f"use {GONE}"))
+    assert (await graph_of(made, row))["1"]["inputs"]["value"] == f"use {GONE}"
+    assert await made.store.uploads(row.id) == ()
+
+
+async def test_a_reference_where_a_number_belongs_is_refused(made: Bench) -> None:
+    upload = await made.state.uploads.add_data_uri(data_uri(RED))
+    graph = loading(upload.reference)
+    graph["1"] = {
+        "class_type": "EmptyImage",
+        "inputs": {"width": upload.reference, "height": 8, "batch_size": 1, "color": 0},
+    }
+    with pytest.raises(InvalidWorkflow):
+        await made.submit(graph)
+
+
 async def test_a_file_name_of_comfyuis_own_stays_one(made: Bench, simulator: Simulator) -> None:
     (simulator.folders.roots["input"] / "mine.png").write_bytes(RED)
     row = await made.submit(loading("mine.png"))
@@ -413,6 +477,20 @@ async def test_without_a_comfyui_that_answers_unknown_loaders_wait_to_be_known(
         row = await made.submit(loading(uri, "SomebodysLoader", "picture"))
         assert (await graph_of(made, row))["1"]["inputs"]["picture"] == uri
         assert left(made) == []
+
+
+async def test_without_a_comfyui_that_answers_a_padded_reference_is_kept_as_it_may_be_a_file(
+    simulator: Simulator, tmp_path: Path
+) -> None:
+    await simulator.crash()
+    async with bench(settings(simulator, tmp_path / "data"), works=False) as made:
+        upload = await made.state.uploads.add_data_uri(data_uri(RED))
+        graph = loading(f" {upload.reference}\n", "SomebodysLoader", "picture")
+        graph["3"] = {"class_type": "SomebodysLoader", "inputs": {"picture": f"{GONE} "}}
+        row = await made.submit(graph)
+        assert sorted(await made.store.uploads(row.id)) == sorted([upload.file, GONE.removeprefix("upload:")])
+        with pytest.raises(InputNotFound):
+            await made.submit(loading(GONE, "SomebodysLoader", "picture"))
 
 
 async def test_what_operators_allow_is_taken(simulator: Simulator, tmp_path: Path) -> None:

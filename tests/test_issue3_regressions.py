@@ -123,15 +123,6 @@ async def test_an_upload_that_nobody_could_judge_is_kept_for_its_task(
         assert await made.store.uploads(row.id) == (upload.file,)
 
 
-async def test_a_text_that_looks_like_an_upload_is_not_refused_while_nobody_can_judge(
-    simulator: Simulator, tmp_path: Path
-) -> None:
-    await simulator.crash()
-    async with bench(configuration(tmp_path / "data", simulator.url), works=False) as made:
-        text = {"class_type": "PrimitiveString", "inputs": {"value": "upload:" + "0" * 64 + ".png"}}
-        assert (await made.submit({"1": text})).status is Status.QUEUED
-
-
 async def test_a_file_on_its_way_to_comfyui_is_not_forgotten_with_somebody_elses_task(desk: Desk) -> None:
     async def all_of(files: Any) -> Any:
         return files

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -141,6 +141,56 @@ async def test_every_source_becomes_a_name_of_its_content(desk: Desk) -> None:
     assert names == [f"a/{named(png(2))}", f"a/{named(png(1))}", "mine.png"]
     assert desk.comfyui.files == {named(png(1)): png(1), named(png(2)): png(2)}
     assert desk.empty()
+
+
+async def test_a_reference_is_a_file_wherever_it_stands(desk: Desk) -> None:
+    upload = await desk.uploads.add_data_uri(data_uri(png(1)))
+    sound = await desk.uploads.add_data_uri(data_uri(wav()))
+    graph = {
+        "1": node("Anything", x={"__value__": [[upload.reference], {"deep": sound.reference}, "x"]}),
+        "2": node("Custom", text=upload.reference, thing=f"see {upload.reference}"),
+        "3": node("LoadImage", image=f" {upload.reference}"),
+    }
+    for info in (INFO, None):
+        desk.comfyui = FakeComfyUI()
+        made = await brought(desk, graph, info)
+        assert made["1"]["inputs"]["x"] == {
+            "__value__": [[f"a/{upload.file}"], {"deep": f"a/{sound.file}"}, "x"]
+        }
+        assert made["2"]["inputs"] == {"text": f"a/{upload.file}", "thing": f"see {upload.reference}"}
+        assert made["3"]["inputs"]["image"] == f"a/{upload.file}"
+        assert desk.comfyui.files == {upload.file: png(1), sound.file: wav()}
+        assert sorted(desk.comfyui.uploads) == sorted([upload.file, sound.file])
+
+
+async def test_a_graph_whose_only_file_lies_deep_is_not_forgotten(desk: Desk) -> None:
+    upload = await desk.uploads.add_data_uri(data_uri(wav()))
+    graph = {"1": node("Anything", x={"a": [upload.reference]})}
+    async with desk.staging(graph, None) as staging:
+        assert staging
+        await staging.fetch()
+        assert await desk.uploads.forget([upload.file], all_unused) == 0  # held while it is needed
+        assert (await staging.deliver(desk.comfyui.real))["1"]["inputs"] == {"x": {"a": [f"a/{upload.file}"]}}
+        assert (await staging.deliver(FakeComfyUI("b").real))["1"]["inputs"]["x"]["a"] == [f"b/{upload.file}"]
+    assert await desk.uploads.forget([upload.file], all_unused) == 1
+    with pytest.raises(InputNotFound) as caught:
+        await brought(desk, graph)
+    assert caught.value.details["input"] == "1.x"
+
+
+async def test_a_reference_is_checked_for_its_kind_where_a_loader_takes_it_and_nowhere_else(
+    desk: Desk,
+) -> None:
+    sound = await desk.uploads.add_data_uri(data_uri(wav()))
+    graph = {"1": node("Custom", text=sound.reference), "2": node("LoadImage", image=sound.reference)}
+    with pytest.raises(UnsupportedContent) as caught:
+        await brought(desk, graph)
+    assert caught.value.details["input"] == "2.image"
+
+
+async def all_unused(files: Sequence[str]) -> Sequence[str]:
+    """As if nothing named any."""
+    return files
 
 
 async def test_a_url_is_fetched_once_and_a_content_is_given_once(desk: Desk) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from blake3 import blake3
 
 from comfyd.config import InputsConfig
 from comfyd.disk import BLOCK
@@ -26,11 +27,14 @@ from comfyd.errors import (
     InputTooLarge,
     InvalidDataUri,
     StorageError,
+    StoreUnavailable,
     UnsupportedContent,
 )
+from comfyd.graphs import is_reference
 from comfyd.media import Sniffed, sniff
 from comfyd.uploads import Uploads, open_uploads, parse_reference
 from tests.support.clock import HandClock
+from tests.support.logs import captured_logs
 
 MEGABYTE = 1 << 20
 
@@ -247,6 +251,73 @@ async def test_what_is_received_but_not_kept_is_forgotten(rig: Rig) -> None:
         assert received.known
 
 
+async def test_what_is_received_is_known_by_the_hash_that_assets_have(rig: Rig) -> None:
+    content = os.urandom(BLOCK + 1)
+    async with rig.uploads.receive(chunks(content[:9], content[9:])) as received:
+        assert received.blake3 == blake3(content).hexdigest()
+    async with rig.uploads.receive_data_uri(f"data:;base64,{base64.b64encode(PNG).decode()}") as received:
+        assert received.blake3 == blake3(PNG).hexdigest()
+
+
+@pytest.mark.parametrize("used", [True, False])
+async def test_what_is_kept_for_a_block_stays_if_that_made_something_that_names_it(
+    rig: Rig, *, used: bool
+) -> None:
+    async def unused(files: Sequence[str]) -> Sequence[str]:
+        return [] if used else files
+
+    async with rig.uploads.receive(chunks(PNG)) as received:
+        async with rig.uploads.keeping(received, unused) as upload:
+            assert upload == received.upload
+            assert await rig.uploads.forget([NAME], all_unused) == 0
+            assert rig.files() == [NAME]
+        assert rig.files() == ([NAME] if used else [])
+
+
+async def test_what_was_there_before_stays_whatever_becomes_of_the_block(rig: Rig) -> None:
+    await rig.uploads.add(chunks(PNG))
+    async with rig.uploads.receive(chunks(PNG)) as received:
+        with pytest.raises(ConnectionResetError):
+            async with rig.uploads.keeping(received, all_unused):
+                raise ConnectionResetError
+    assert rig.files() == [NAME]
+
+
+async def test_what_cannot_be_forgotten_is_left_to_the_sweep(rig: Rig) -> None:
+    async def unused(_: Sequence[str]) -> Sequence[str]:
+        raise StoreUnavailable("no answer")
+
+    with captured_logs() as lines:
+        async with rig.uploads.receive(chunks(PNG)) as received, rig.uploads.keeping(received, unused):
+            pass
+    assert [line["reason"] for line in lines if line["event"] == "upload.left"] == ["no answer"]
+    assert rig.files() == [NAME]
+
+
+async def test_an_upload_is_read_from_anywhere_and_to_its_end_though_it_is_forgotten(rig: Rig) -> None:
+    content = os.urandom(BLOCK + 1_000)
+    upload = await rig.uploads.add(chunks(content))
+    assert await rig.uploads.is_there(upload.file)
+    for start, length in ((0, None), (5, 10), (BLOCK - 1, 2), (BLOCK, 5_000), (len(content), None), (3, 0)):
+        async with rig.uploads.open(upload.file, start, length) as parts:
+            end = None if length is None else start + length
+            assert b"".join([part async for part in parts]) == content[start:end]
+    async with rig.uploads.open(upload.file) as parts:
+        assert await rig.uploads.forget([upload.file], all_unused) == 1
+        assert b"".join([part async for part in parts]) == content
+    assert not await rig.uploads.is_there(upload.file)
+    assert not await rig.uploads.is_there("../uploads")
+    with pytest.raises(InputNotFound):
+        async with rig.uploads.open(upload.file):
+            pass
+
+
+async def test_a_file_of_known_length_is_refused_before_it_comes(rig: Rig) -> None:
+    rig.uploads.check_size(8 * MEGABYTE)
+    with pytest.raises(InputTooLarge):
+        rig.uploads.check_size(8 * MEGABYTE + 1)
+
+
 async def test_an_upload_is_found_by_its_reference_and_counts_as_just_used(rig: Rig) -> None:
     upload = await rig.uploads.add(chunks(PNG))
     rig.clock.advance(90_000_000)
@@ -294,6 +365,8 @@ def test_only_a_reference_is_parsed_as_one() -> None:
         f"upload:{'g' * 64}.png",
     ):
         assert parse_reference(text) is None
+        assert not is_reference(text)
+    assert is_reference(f"upload:{NAME}")  # graphs know the same ones
 
 
 async def test_a_sweep_forgets_what_was_of_no_use_for_long(rig: Rig) -> None:

@@ -15,17 +15,21 @@ from comfyd.graphs.edit import (
     Address,
     find_node,
     parse_address,
+    replace_texts,
     rewrite_prefixes,
     safe_prefix,
     set_input,
     shape_key,
 )
 from comfyd.graphs.files import (
+    UPLOAD_FILE,
     FileInput,
     check_kind,
     file_inputs,
     file_name_problem,
+    is_reference,
     is_remote,
+    references,
     remote_inputs,
     remote_values,
 )
@@ -41,6 +45,7 @@ from comfyd.graphs.structure import (
 )
 
 __all__ = [
+    "UPLOAD_FILE",
     "Address",
     "FileInput",
     "Graph",
@@ -55,13 +60,16 @@ __all__ = [
     "file_name_problem",
     "find_node",
     "is_link",
+    "is_reference",
     "is_remote",
     "links",
     "missing_classes",
     "output_nodes",
     "parse_address",
+    "references",
     "remote_inputs",
     "remote_values",
+    "replace_texts",
     "rewrite_prefixes",
     "safe_prefix",
     "set_input",

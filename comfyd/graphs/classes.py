@@ -2,7 +2,8 @@
 
 The rules are ComfyUI's own (its `validate_inputs`), with two differences. What ComfyUI would only find at
 run time is found here: new-style combos, a bad value next to good outputs. And what cannot be judged from
-`/object_info` passes: kinds of inputs that are not known here, and files that are uploaded later.
+`/object_info` passes: kinds of inputs that are not known here, and files that are uploaded later, as those
+of references are.
 """
 
 import difflib
@@ -10,7 +11,7 @@ import re
 from collections.abc import Container, Iterable
 from typing import Any
 
-from comfyd.graphs.files import WELL_KNOWN_FILES, file_kind, file_name_problem
+from comfyd.graphs.files import WELL_KNOWN_FILES, file_kind, file_name_problem, is_reference
 from comfyd.graphs.object_info import ObjectInfo, Spec, class_of, literal, specs_of
 from comfyd.graphs.problems import Problems, shorten
 from comfyd.graphs.structure import Graph, is_link, links
@@ -214,7 +215,7 @@ def _number_problem(value: Any, spec: Spec) -> _Problem | None:
 def _choice_problem(value: object, choices: object, spec: Spec) -> _Problem | None:
     if not isinstance(choices, list) or spec.options.get("remote") or spec.options.get("multiselect"):
         return None
-    if value in choices:
+    if value in choices or is_reference(value):  # the name of a file will stand there
         return None
     if not choices:
         message = (

@@ -4,13 +4,15 @@ it."""
 import difflib
 import hashlib
 import json
+import operator
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from comfyd.errors import InvalidInputs
 from comfyd.graphs.problems import shorten
-from comfyd.graphs.structure import Graph, links, title
+from comfyd.graphs.structure import Graph, is_link, links, title
 
 _PREFIX = "filename_prefix"
 _DEFAULT_PREFIX = "ComfyUI"
@@ -74,6 +76,33 @@ def set_input(graph: Graph, address: Address, value: Any) -> Graph:
     """Return the graph with one input replaced; all else is shared with the one given."""
     node = graph[address.node_id]
     return {**graph, address.node_id: {**node, "inputs": {**node["inputs"], address.name: value}}}
+
+
+def replace_texts(graph: Graph, replacements: Mapping[str, str]) -> Graph:
+    """Return the checked graph with these texts replaced wherever one is the whole of a value in an input,
+    however deep; links and names stay, and what holds none of them is shared with the one given."""
+    replaced = dict(graph)
+    for node_id, node in graph.items():
+        inputs = {
+            name: value if is_link(value) else _with_texts(value, replacements)
+            for name, value in node["inputs"].items()
+        }
+        if any(inputs[name] is not value for name, value in node["inputs"].items()):
+            replaced[node_id] = {**node, "inputs": inputs}
+    return replaced
+
+
+def _with_texts(value: Any, replacements: Mapping[str, str]) -> Any:
+    """The value itself where there is nothing to replace. As deep as a checked graph, which has a limit."""
+    if isinstance(value, str):
+        return replacements.get(value, value)
+    if isinstance(value, list):
+        items = [_with_texts(inner, replacements) for inner in value]
+        return value if all(map(operator.is_, items, value)) else items
+    if isinstance(value, dict):
+        members = {name: _with_texts(inner, replacements) for name, inner in value.items()}
+        return value if all(map(operator.is_, members.values(), value.values())) else members
+    return value
 
 
 def rewrite_prefixes(graph: Graph, folder: str) -> Graph:

@@ -3,11 +3,15 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from comfyd.errors import UnsupportedContent
+from comfyd.graphs.edit import Address
 from comfyd.graphs.object_info import ObjectInfo, Spec, class_of, literal, specs_of
-from comfyd.graphs.structure import Graph
+from comfyd.graphs.structure import Graph, is_link
+
+UPLOAD_FILE: Final = r"[0-9a-f]{64}\.[a-z0-9]{1,16}"
+"""What an upload is called; its reference is `upload:` and that."""
 
 WELL_KNOWN_FILES = {
     ("LoadImage", "image"): "image",
@@ -29,6 +33,7 @@ _SEEN_OR_HEARD = re.compile(
 )
 _MOVING = {"image/gif", "image/webp", "image/apng"}  # pictures that ComfyUI also reads as videos
 _REMOTE = re.compile(r"\s*(?:https?:|data:|upload:)", re.IGNORECASE)
+_UPLOAD = re.compile(rf"upload:{UPLOAD_FILE}")
 _ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)  # of whatever kind
 
 
@@ -107,6 +112,29 @@ def remote_inputs(graph: Graph, object_info: ObjectInfo | None) -> list[FileInpu
     if not remote_values(graph):
         return []
     return [found for found in file_inputs(graph, object_info) if _is_elsewhere(found.value)]
+
+
+def is_reference(value: object) -> bool:
+    """Whether this is the reference of an upload, and nothing else: a file wherever it stands in an input."""
+    return isinstance(value, str) and value.startswith("upload:") and _UPLOAD.fullmatch(value) is not None
+
+
+def references(graph: Graph) -> dict[str, Address]:
+    """Every reference of an upload in the inputs of a checked graph, however deep, and the first input that
+    holds it."""
+    found: dict[str, Address] = {}
+    for node_id, node in graph.items():
+        for name, value in node["inputs"].items():
+            pending = [] if is_link(value) else [value]
+            while pending:
+                inner = pending.pop()
+                if isinstance(inner, dict):
+                    pending.extend(inner.values())
+                elif isinstance(inner, list):
+                    pending.extend(inner)
+                elif is_reference(inner):
+                    found.setdefault(inner, Address(node_id=node_id, name=name))
+    return found
 
 
 def _is_elsewhere(value: object) -> bool:

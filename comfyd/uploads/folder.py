@@ -15,8 +15,9 @@ from typing import Final
 
 from comfyd.clock import Clock
 from comfyd.errors import InputNotFound
+from comfyd.graphs import UPLOAD_FILE
 
-FILE: Final = re.compile(r"[0-9a-f]{64}\.[a-z0-9]{1,16}")
+FILE: Final = re.compile(UPLOAD_FILE)
 """What an upload is called on the disk."""
 
 

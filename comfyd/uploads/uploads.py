@@ -7,17 +7,20 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import msgspec
+import structlog
 
 from comfyd.clock import Clock
 from comfyd.config import InputsConfig
-from comfyd.disk import on_disk, write_stream
-from comfyd.errors import InputTooLarge, MediaError, UnsupportedContent
+from comfyd.disk import BLOCK, on_disk, opened, write_stream
+from comfyd.errors import ComfydError, InputTooLarge, MediaError, UnsupportedContent
 from comfyd.media import Kind, Sniffed, sniff
 from comfyd.uploads.data_uris import DataUri
 from comfyd.uploads.folder import FILE, Folder, not_found, there
+
+log = structlog.get_logger("comfyd.uploads")
 
 REFERENCE: Final = rf"upload:({FILE.pattern})"
 """What an input value that names an upload looks like; the group is the upload's file."""
@@ -28,7 +31,7 @@ _REFERENCE: Final = re.compile(REFERENCE)
 Sniff = Callable[[Path, str | None], Sniffed]
 """Says by its content what a file is; a name only helps where the content says nothing. Runs on a thread."""
 Unused = Callable[[Sequence[str]], Awaitable[Sequence[str]]]
-"""Those of these files that no task names."""
+"""Those of these files that no task and no asset names."""
 
 
 class Upload(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +55,8 @@ class Received(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     upload: Upload
     """What it is once it is kept."""
+    blake3: str
+    """Of its bytes, hexadecimal."""
     known: bool
     """Whether there was an upload of this content already."""
 
@@ -96,7 +101,7 @@ class Uploads:
         """
         unfinished = self._folder.unfinished()
         try:
-            digest = await write_stream(_WHAT, unfinished, self._limited(chunks), sync=True)
+            digest = await write_stream(_WHAT, unfinished, self._limited(chunks), sync=True, blake3=True)
             if digest.size_bytes == 0:
                 raise UnsupportedContent("the file is empty")
             looked = await on_disk(_WHAT, self._look, unfinished, name)
@@ -104,7 +109,8 @@ class Uploads:
                 raise too_many_pixels(looked.width, looked.height, self._config.pixels)
             file = f"{digest.sha256}.{looked.extension}"
             known = await on_disk(_WHAT, self.path(file).exists)
-            yield Received(path=unfinished, upload=_upload(file, digest.size_bytes, looked), known=known)
+            upload = _upload(file, digest.size_bytes, looked)
+            yield Received(path=unfinished, upload=upload, blake3=digest.blake3 or "", known=known)
         finally:
             await on_disk(_WHAT, unfinished.unlink, missing_ok=True)
 
@@ -115,15 +121,57 @@ class Uploads:
         Raises `InvalidDataUri`, and what `receive` raises.
         """
         uri = DataUri(text)
-        if uri.least_bytes > self._config.max_bytes:
-            raise too_large(self._config.max_bytes)
+        self.check_size(uri.least_bytes)
         async with self.receive(uri.chunks()) as received:
             yield received
+
+    def check_size(self, size_bytes: int) -> None:
+        """Raise `InputTooLarge` for a file that is known to have more bytes than may be taken in."""
+        if size_bytes > self._config.max_bytes:
+            raise too_large(self._config.max_bytes)
 
     async def keep(self, received: Received) -> Upload:
         """Make it an upload, in place of one of the same content; it is durable when this returns."""
         await on_disk(_WHAT, self._folder.place, received.path, received.upload.file)
         return received.upload
+
+    @asynccontextmanager
+    async def keeping(self, received: Received, unused: Unused) -> AsyncIterator[Upload]:
+        """Make it an upload, for a block that makes what names it. If nothing does, it is forgotten again.
+
+        One that was there before stays in any case.
+        """
+        try:
+            async with self.hold(received.upload.reference):
+                yield await self.keep(received)
+        finally:
+            if not received.known:
+                try:
+                    await self.forget([received.upload.file], unused)
+                except ComfydError as exc:  # something may name it by now; the sweep comes by later
+                    log.warning("upload.left", files=[received.upload.file], reason=exc.message)
+
+    async def is_there(self, file: str) -> bool:
+        """Whether there is an upload under this name; only whoever holds it can rely on that."""
+        return FILE.fullmatch(file) is not None and await on_disk(_WHAT, self.path(file).exists)
+
+    @asynccontextmanager
+    async def open(
+        self, file: str, start: int = 0, length: int | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The bytes of an upload: `length` of them from `start`, within the block, even if it is forgotten.
+
+        Entering it raises `InputNotFound`.
+        """
+        path = self.path(file)
+
+        def existing() -> IO[bytes]:
+            with there(file):
+                return path.open("rb")
+
+        async with opened(_WHAT, existing) as held:
+            held.seek(start)
+            yield _read(held, length)
 
     async def find(self, reference: str) -> Upload:
         """The upload of a reference, which from now counts as just used. Raises `InputNotFound`."""
@@ -164,7 +212,7 @@ class Uploads:
             self._held += Counter()  # keeps what is above zero
 
     async def forget(self, files: Iterable[str], unused: Unused) -> int:
-        """Delete those of these files that no task names and nobody holds; how many went."""
+        """Delete those of these files that nothing names and nobody holds; how many went."""
         async with self._forgetting:
             free = await self._free(files, unused)
             return await on_disk(_WHAT, self._folder.delete, free, sys.maxsize)
@@ -172,7 +220,7 @@ class Uploads:
     async def sweep(self, unused: Unused, limit: int) -> int:
         """Forget what was of no use for `inputs.keep` seconds, the longest idle ones first; how many went.
 
-        Looks at no more than `limit` files. One that a task names counts as just used, so that it does not
+        Looks at no more than `limit` files. One that is named counts as just used, so that it does not
         stand before the others the next time.
         """
         async with self._forgetting:
@@ -203,6 +251,13 @@ async def open_uploads(
     made = Folder(folder, clock)
     await on_disk(_WHAT, made.prepare)
     yield Uploads(made, config, look)
+
+
+async def _read(file: IO[bytes], length: int | None) -> AsyncIterator[bytes]:
+    left = sys.maxsize if length is None else length
+    while left > 0 and (block := await on_disk(_WHAT, file.read, min(BLOCK, left))):
+        left -= len(block)
+        yield block
 
 
 def too_large(limit: int) -> InputTooLarge:
