@@ -154,7 +154,7 @@ class BlobNotFound(NotFound):
 
 
 class MissingAsset(RequestError):
-    """The graph names assets that are none; `details["missing_ids"]` are their ids, as far as they have one."""
+    """The graph names assets that are none; `details["missing_ids"]` are their ids, where they have one."""
 
     code = "missing_asset"
 

@@ -3,7 +3,6 @@
 It remembers what was said of outputs and of the end: that is asked for only where ComfyUI itself forgot.
 """
 
-import base64
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -12,7 +11,7 @@ import msgspec
 from comfyd.clock import Clock
 from comfyd.comfy import messages
 from comfyd.comfy.sightings import HistoryEntry, NodeFailure
-from comfyd.progress import Board, ProgressTracker
+from comfyd.progress import Board, Preview, ProgressTracker
 
 REPORT_MS: Final = 40
 """How often progress within one node is reported at most: ComfyUI may send thousands of steps a second."""
@@ -121,13 +120,10 @@ class Listener:
             self.frames.append(
                 Frame(node_id=picture.node_id, image_type=picture.image_type, data=picture.data)
             )
-        if self._board.watched(self._task_id):
-            body = {
-                "node_id": picture.node_id,
-                "image_type": picture.image_type,
-                "data": base64.b64encode(picture.data).decode(),
-            }
-            self._board.publish(self._task_id, "preview", body, picture.data)
+        shown = Preview(
+            node_id=picture.node_id or self._current, image_type=picture.image_type, data=picture.data
+        )
+        self._board.show(self._task_id, shown)
 
     def say(self, message: str) -> None:
         """Tell the watchers what is being waited for."""

@@ -1,9 +1,11 @@
 """Progress of running tasks, and the board on which watchers see it; never durable, never asks anybody."""
 
 import asyncio
+import base64
 from collections import deque
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Final
 
 import msgspec
@@ -30,15 +32,30 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     message: str | None = None
 
 
+class Preview(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """A picture that a running task shows on its way. It is encoded once, and only if somebody asks."""
+
+    node_id: str | None = None
+    """None where ComfyUI does not say whose it is."""
+    image_type: str
+    data: bytes
+
+    @cached_property
+    def base64(self) -> str:
+        """The picture for JSON."""
+        return base64.b64encode(self.data).decode()
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """What happened to a task: `name` is `status progress preview output log`; `data` is JSON bytes."""
 
     name: str
-    data: bytes
+    data: bytes = b""
+    """Empty where it is a preview that nobody has put into words yet."""
     final: bool = False
     """Whether nothing follows: the task has ended."""
-    picture: bytes | None = None
-    """The raw image of a preview, for watchers that take binary frames."""
+    picture: Preview | None = None
+    """The preview itself."""
 
 
 class ProgressTracker:
@@ -165,6 +182,7 @@ class Board:
     def __init__(self) -> None:
         self._progress: dict[str, Progress] = {}
         self._artefacts: dict[str, dict[str, Artefact]] = {}
+        self._previews: dict[str, Preview] = {}
         self._watchers: dict[str, set[Watcher]] = {}
         self._encoder = msgspec.json.Encoder()
 
@@ -182,6 +200,12 @@ class Board:
     def artefacts(self, task_id: str) -> tuple[Artefact, ...]:
         """What a running task has stored so far; its row has them when it succeeded."""
         return tuple(self._artefacts.get(task_id, {}).values())
+
+    def running_artefacts(self) -> Iterator[tuple[str, Artefact]]:
+        """What all running tasks have stored so far, each with the id of its task."""
+        for task_id, stored in self._artefacts.items():
+            for artefact in stored.values():
+                yield task_id, artefact
 
     def stored(self, task_id: str, artefact: Artefact) -> None:
         """A running task has an output."""
@@ -203,14 +227,24 @@ class Board:
         if status is not Status.RUNNING:
             self._progress.pop(task_id, None)
             self._artefacts.pop(task_id, None)
+            self._previews.pop(task_id, None)
         body = {"task_id": task_id, "status": status}
         event = Event(name="status", data=self._encoder.encode(body), final=status.terminal)
         self._hand_out(task_id, event)
 
-    def publish(self, task_id: str, name: str, data: object, picture: bytes | None = None) -> None:
+    def preview(self, task_id: str) -> Preview | None:
+        """The latest picture; None while there is none."""
+        return self._previews.get(task_id)
+
+    def show(self, task_id: str, preview: Preview) -> None:
+        """A running task shows a picture."""
+        self._previews[task_id] = preview
+        self._hand_out(task_id, Event(name="preview", picture=preview))
+
+    def publish(self, task_id: str, name: str, data: object) -> None:
         """Tell the watchers; `data` is encoded once, and only if there is one."""
         if task_id in self._watchers:
-            self._hand_out(task_id, Event(name=name, data=self._encoder.encode(data), picture=picture))
+            self._hand_out(task_id, Event(name=name, data=self._encoder.encode(data)))
 
     def watched(self, task_id: str) -> bool:
         """Whether anybody watches: what costs something to make need not be made otherwise."""

@@ -72,3 +72,15 @@ def test_an_error_and_an_interrupt_that_were_heard_are_the_end() -> None:
 )
 def test_while_something_may_still_be_saved_nothing_is_certain(after: messages.Message) -> None:
     assert hearing(TOLD, after).verdict() is None
+
+
+async def test_picture_is_kept_whether_anybody_watches_and_names_its_node() -> None:
+    board = Board()
+    listener = Listener("t", GRAPH_NODES, frozenset(), board, HandClock())
+    listener(messages.Executing(prompt_id="p", node="9"))
+    for node_id in (None, "5"):
+        preview = messages.Preview(prompt_id="p", node_id=node_id, image_type="image/jpeg", data=b"x")
+        listener(preview)
+        shown = board.preview("t")
+        assert shown is not None
+        assert (shown.node_id, shown.image_type, shown.data) == (node_id or "9", "image/jpeg", b"x")

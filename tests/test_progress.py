@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyd.progress import EVENTS_HELD, Board, Progress, ProgressTracker, Watcher
+from comfyd.progress import EVENTS_HELD, Board, Preview, Progress, ProgressTracker, Watcher
 from comfyd.tasks import Status
+from tests.support.values import artefact
 
 NODES = {"1": "EmptyImage", "2": "KSampler", "3": "SaveImage", "4": "PreviewImage"}
 
@@ -110,7 +111,7 @@ async def test_a_slow_watcher_loses_previews_first_then_progress_then_itself() -
     board = Board()
     with board.watch("t") as watcher:
         for number in range(10):
-            board.publish("t", "preview", {"n": number}, picture=bytes([number]))
+            board.show("t", Preview(node_id="2", image_type="image/png", data=bytes([number])))
         for number in range(EVENTS_HELD):
             board.report("t", Progress(value=number / EVENTS_HELD))
         board.publish("t", "output", {"name": "kept"})
@@ -120,7 +121,9 @@ async def test_a_slow_watcher_loses_previews_first_then_progress_then_itself() -
         assert event.name == "output"
         picture = await watcher.next()
         assert picture is not None
-        assert picture.picture == bytes([9])
+        assert picture.picture == board.preview("t")
+        assert picture.picture is not None
+        assert picture.picture.data == bytes([9])
         for number in range(EVENTS_HELD + 1):
             board.publish("t", "output", {"n": number})
         assert overrun(watcher)
@@ -151,3 +154,24 @@ def test_only_terminal_statuses_are_final(status: Status) -> None:
     with board.watch("t") as watcher:
         board.status("t", status)
         assert watcher._events[0].final is status.terminal  # noqa: SLF001 - no loop to await in
+
+
+async def test_board_keeps_the_last_picture_and_the_outputs_of_what_runs() -> None:
+    board = Board()
+    for data in (b"older", b"newest"):
+        board.show("t", Preview(node_id="2", image_type="image/png", data=data))
+    board.stored("t", artefact(key="t/1/2_0_a.png"))
+    board.stored("u", artefact(key="u/1/2_0_a.png"))
+    board.stored("u", artefact(key="u/1/2_1_a.png"))
+    shown = board.preview("t")
+    assert shown is not None
+    assert (shown.data, shown.base64) == (b"newest", "bmV3ZXN0")
+    assert sorted((task_id, each.key) for task_id, each in board.running_artefacts()) == [
+        ("t", "t/1/2_0_a.png"),
+        ("u", "u/1/2_0_a.png"),
+        ("u", "u/1/2_1_a.png"),
+    ]
+    board.status("t", Status.QUEUED)
+    board.status("u", Status.SUCCEEDED)
+    assert board.preview("t") is None
+    assert list(board.running_artefacts()) == []

@@ -9,10 +9,12 @@ from typing import Any, Final
 import msgspec
 
 from comfyd.api import schemas
-from comfyd.api.errors import FRAMEWORK_CODES, status_of
+from comfyd.api.errors import COMFY_V2, FRAMEWORK_CODES, OWN, Face, status_of
 from comfyd.api.notices import OutputMessage, TaskMessage
 from comfyd.api.operations import OPERATIONS, TAGS, Answer, Operation
+from comfyd.api.operations.comfy_v2 import TAG as COMFY_V2_TAG
 from comfyd.api.parameters import SIGNED, Parameter
+from comfyd.api.v2.schemas import JobPreviewView, JobStatusView
 from comfyd.errors import ComfydError, ForeignOrigin
 from comfyd.tasks import EventType
 from comfyd.workflows import FILE_TYPES, TemplateInput, WorkflowTemplate, json_schema
@@ -78,7 +80,7 @@ def document(version: str, base: str, templates: Iterable[WorkflowTemplate]) -> 
 @cache
 def _components() -> tuple[dict[Any, dict[str, Any]], dict[str, Any]]:
     """How each struct is referred to, and all of their schemas."""
-    kinds: list[Any] = [schemas.ErrorView, TaskMessage, OutputMessage]
+    kinds: list[Any] = [schemas.ErrorView, TaskMessage, OutputMessage, JobStatusView, JobPreviewView]
     for operation in OPERATIONS.values():
         kinds += [kind for kind in (operation.body, *(answer.kind for answer in operation.answers)) if kind]
     unique = list(dict.fromkeys(kinds))
@@ -104,6 +106,9 @@ def _operation(operation: Operation, references: dict[Any, dict[str, Any]]) -> d
         if operation.examples:
             content["examples"] = {name: {"value": value} for name, value in operation.examples.items()}
         made["requestBody"] = {"required": True, "content": {_JSON: content}}
+    elif operation.form is not None:
+        content = {"multipart/form-data": {"schema": operation.form}}
+        made["requestBody"] = {"required": True, "content": content}
     elif operation.uploads:
         made["requestBody"] = {"required": True, "content": _UPLOADS}
     elif operation.body_description is not None:
@@ -147,10 +152,11 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
 
 def _responses(operation: Operation, references: dict[Any, dict[str, Any]]) -> dict[str, Any]:
     made = {str(answer.status): _response(answer, references) for answer in operation.answers}
+    face: Face = COMFY_V2 if operation.tag == COMFY_V2_TAG else OWN
     codes: dict[int, list[str]] = {}
     kinds: tuple[type[ComfydError], ...] = (ForeignOrigin, *operation.errors, ComfydError)
     for kind in kinds:
-        codes.setdefault(status_of(kind), []).append(kind.code)
+        codes.setdefault(face.status_of(kind), []).append(face.code_of(kind))
     for status, named in sorted(codes.items()):
         made.setdefault(str(status), _error_response(status, named, references))
     return made

@@ -49,6 +49,12 @@ KEY: Final = Parameter(
     description="The same request under the same key is answered with the first task again.",
     schema={"type": "string", "minLength": 1, "maxLength": IDEMPOTENCY_KEY},
 )
+KEY_ONCE: Final = Parameter(
+    name="Idempotency-Key",
+    place="header",
+    description="Good for one job: every later request with it is 422 `idempotency_key_reuse`.",
+    schema={"type": "string", "minLength": 1, "maxLength": IDEMPOTENCY_KEY},
+)
 BACKEND: Final = Parameter(
     name=BACKEND_HEADER,
     place="header",

@@ -10,11 +10,14 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from comfyd.api.faces import speaks_comfy_v2
 from comfyd.clock import Clock
 
 log = structlog.get_logger("comfyd.access")
 
 HEADER: Final = "X-Request-Id"
+COMFY_HEADER: Final = "X-Comfy-Request-Id"
+"""What the clients of the Comfy API v2 look for."""
 _SANE: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _STARTS: Final = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
@@ -42,7 +45,10 @@ class RequestIds:
             if message["type"] in _STARTS:
                 status = message.get("status", status)
                 message.setdefault("headers", [])
-                MutableHeaders(raw=message["headers"])[HEADER] = request_id
+                headers = MutableHeaders(raw=message["headers"])
+                headers[HEADER] = request_id
+                if speaks_comfy_v2(scope):
+                    headers[COMFY_HEADER] = request_id
             await send(message)
 
         began = self._clock.monotonic()

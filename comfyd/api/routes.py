@@ -17,6 +17,9 @@ from comfyd.api.errors import EXPECTED_ERRORS, UNEXPECTED_ERRORS
 from comfyd.api.origins import Origins
 from comfyd.api.request_id import RequestIds
 from comfyd.api.state import State
+from comfyd.api.v2 import assets, jobs
+from comfyd.api.v2 import events as job_events
+from comfyd.api.v2 import health as comfy_health
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -49,6 +52,20 @@ ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
     ("GET", "/api/health", health.alive),
     ("GET", "/api/ready", health.ready),
     ("GET", "/api/status", health.status),
+    ("POST", "/api/v2/jobs", jobs.submit),
+    ("GET", "/api/v2/jobs", jobs.list_jobs),
+    ("GET", "/api/v2/jobs/{job_id}", jobs.read),
+    ("GET", "/api/v2/jobs/{job_id}/workflow", jobs.workflow),
+    ("GET", "/api/v2/jobs/{job_id}/events", job_events.events),
+    ("POST", "/api/v2/jobs/{job_id}/cancel", jobs.cancel),
+    ("POST", "/api/v2/assets", assets.upload),
+    ("POST", "/api/v2/assets/from-hash", assets.from_hash),
+    ("HEAD", "/api/v2/assets/by-hash/{hash}", assets.by_hash),
+    ("GET", "/api/v2/assets/by-hash/{hash}", assets.by_hash),
+    ("GET", "/api/v2/assets/{asset_id}", assets.read),
+    ("DELETE", "/api/v2/assets/{asset_id}", assets.delete),
+    ("GET", "/api/v2/assets/{asset_id}/content", assets.content),
+    ("GET", "/api/v2/health", comfy_health.healthy),
     ("GET", "/metrics", health.metrics),
     ("GET", "/openapi.json", documentation.document),
     ("GET", "/docs", documentation.page),

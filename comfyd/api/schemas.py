@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from comfyd.config import Prefix, StorageName
+from comfyd.credentials import LONGEST
 from comfyd.deliveries import DeliveryStatus
 from comfyd.tasks import EventType, PictureFormat
 
@@ -64,6 +65,18 @@ class OutputRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     inline: Annotated[bool, Meta(description="Show small outputs in the task itself, in base64.")] = False
 
 
+class ExtraDataRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is for ComfyUI besides the graph. It is kept in memory only, until the task ends."""
+
+    api_key_comfy_org: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=LONGEST)] | None,
+        Meta(description="The key of a Comfy account, for nodes that call paid services; printable."),
+    ] = None
+
+    def __repr__(self) -> str:
+        return "ExtraDataRequest(...)"
+
+
 class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A workflow to run: a template's name, or a graph in ComfyUI's API format."""
 
@@ -95,6 +108,7 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     webhook_events: Annotated[
         WebhookEvents | None, Meta(description="What to tell of; null is how the task ends, in any way.")
     ] = None
+    extra_data: ExtraDataRequest | None = None
 
 
 class ProgressView(msgspec.Struct, frozen=True, kw_only=True):

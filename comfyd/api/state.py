@@ -15,6 +15,7 @@ from comfyd.config import Config
 from comfyd.control import Control
 from comfyd.disk import Room
 from comfyd.estimate import Estimator
+from comfyd.library import Library
 from comfyd.loops import Health
 from comfyd.metrics import Metrics
 from comfyd.progress import Board
@@ -38,6 +39,7 @@ class State:
     storages: Storages
     links: Links
     uploads: Uploads
+    library: Library
     room: Room
     board: Board
     submission: Submission

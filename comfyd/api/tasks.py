@@ -12,7 +12,14 @@ from starlette.responses import Response
 from comfyd.api import requests
 from comfyd.api.parameters import RUN_QUERY
 from comfyd.api.responses import JsonResponse, base_url
-from comfyd.api.schemas import PRIORITIES, OutputRequest, TaskListView, TaskRequest, TaskView
+from comfyd.api.schemas import (
+    PRIORITIES,
+    ExtraDataRequest,
+    OutputRequest,
+    TaskListView,
+    TaskRequest,
+    TaskView,
+)
 from comfyd.api.sights import Sight, look, sight_of
 from comfyd.api.state import State, state_of
 from comfyd.api.views import STATUSES, task_view
@@ -34,12 +41,24 @@ async def submit(request: Request) -> Response:
     """`POST /api/tasks` and `POST /api/tasks/create`."""
     requests.check_json_type(request)
     body = await requests.read_body(request)
-    key = requests.idempotency_key(request, body)
+    sent = requests.parse_json(body)
+    key = requests.idempotency_key(request, _compared(body, sent))
     added = await _replayed(state_of(request), key)
     if added is None:
-        wanted = requests.converted(requests.parse_json(body), TaskRequest)
+        wanted = requests.converted(sent, TaskRequest)
         added = await accept(request, wanted, key)
     return await accepted(request, added)
+
+
+def _compared(body: bytes, sent: Any) -> bytes:
+    """What a repeat has to repeat: the body, but never credentials, of which its stored digest would tell."""
+    if not isinstance(sent, dict) or "extra_data" not in sent:
+        return body
+    rest = {name: value for name, value in sent.items() if name != "extra_data"}
+    try:
+        return orjson.dumps(rest, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError as exc:
+        raise MalformedRequest("the body is nested too deeply") from exc
 
 
 async def run(request: Request) -> Response:
@@ -116,6 +135,7 @@ async def accept(request: Request, wanted: TaskRequest, key: IdempotencyKey | No
         metadata=wanted.metadata,
         output=output_options(wanted.output),
         webhook=webhook(wanted),
+        credentials=credentials(wanted.extra_data),
     )
     return await queued(state_of(request), submitted, key)
 
@@ -160,6 +180,16 @@ def webhook(wanted: TaskRequest) -> Webhook | None:
             raise _contradicting("$.webhook_events", "needs `webhook_url`")
         return None
     return Webhook(url=url) if events is None else Webhook(url=url, events=events)
+
+
+def credentials(wanted: ExtraDataRequest | None) -> dict[str, str]:
+    """What is for ComfyUI alone, in its words. Raises `MalformedRequest`."""
+    key = wanted.api_key_comfy_org if wanted is not None else None
+    if key is None:
+        return {}
+    if not key.isprintable():
+        raise _contradicting("$.extra_data.api_key_comfy_org", "must be printable characters")
+    return {"api_key_comfy_org": key}
 
 
 def _contradicting(path: str, message: str) -> MalformedRequest:

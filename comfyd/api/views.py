@@ -32,7 +32,7 @@ WORDS: Final[dict[Status, StatusWord]] = {
 }
 STATUSES: Final[dict[str, Status]] = {word: status for status, word in WORDS.items()}
 
-_TYPES: Final[dict[OutputType, Literal["image", "video", "audio", "text", "latent", "file"]]] = {
+TYPES: Final[dict[OutputType, Literal["image", "video", "audio", "text", "latent", "file"]]] = {
     OutputType.IMAGE: "image",
     OutputType.VIDEO: "video",
     OutputType.AUDIO: "audio",
@@ -115,7 +115,7 @@ def output_view(artefact: Artefact, url: str, data: str | None) -> OutputView:
     return OutputView(
         node_id=artefact.node_id,
         name=artefact.name,
-        type=_TYPES[artefact.type],
+        type=TYPES[artefact.type],
         content_type=artefact.content_type,
         size_bytes=artefact.size_bytes,
         sha256=artefact.sha256,

@@ -54,15 +54,16 @@ class Edge:
     async def succeed(self, claim: Claim, *artefacts: Artefact) -> Task:
         """Play the worker: the attempt ends well."""
         settlement = Settlement(status=Status.SUCCEEDED, outcome="succeeded", artefacts=artefacts)
-        return await self._settle(claim, settlement)
+        return await self.settle(claim, settlement)
 
     async def fail(self, claim: Claim) -> Task:
         """Play the worker: the attempt ends badly, and the task with it."""
         error = TaskError(code="node_failed", message="KSampler: it broke", details={"node_id": "3"})
         settlement = Settlement(status=Status.FAILED, outcome="failed", error=error, failures=1)
-        return await self._settle(claim, settlement)
+        return await self.settle(claim, settlement)
 
-    async def _settle(self, claim: Claim, settlement: Settlement) -> Task:
+    async def settle(self, claim: Claim, settlement: Settlement) -> Task:
+        """Play the worker: the attempt ends so."""
         task = await self.state.store.settle(claim.attempt.id, settlement, self.state.clock.now())
         self.state.board.status(task.id, task.status)
         return task

@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 from starlette.requests import HTTPConnection
 
-from comfyd.api.events import Reader
-from comfyd.progress import EVENTS_HELD, Watcher
+from comfyd.api.events import OwnTelling, Reader
+from comfyd.progress import EVENTS_HELD, Preview, Watcher
 from comfyd.tasks import Status
 from tests.api.conftest import Edge, until
 from tests.support.values import GRAPH, artefact
@@ -40,8 +40,7 @@ async def heard(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, An
 
 
 def preview(edge: Edge, task_id: str) -> None:
-    body = {"node_id": "2", "image_type": "image/jpeg", "data": "/9hwaWN0dXJl"}
-    edge.state.board.publish(task_id, "preview", body, PICTURE)
+    edge.state.board.show(task_id, Preview(node_id="2", image_type="image/jpeg", data=PICTURE))
 
 
 async def test_stream_begins_with_the_task_and_ends_after_its_end(edge: Edge) -> None:
@@ -150,7 +149,8 @@ def reader_of(edge: Edge, task_id: str, watcher: Watcher) -> Reader:
     """A reader that looks at the row whenever nothing has come for a moment."""
     app = SimpleNamespace(state=SimpleNamespace(comfyd=edge.state))
     scope = {"type": "http", "app": app, "scheme": "http", "headers": [], "server": ("h", 1)}
-    return Reader(HTTPConnection(scope), task_id, watcher, quiet=0.01)
+    telling = OwnTelling(HTTPConnection(scope), quiet=0.01)
+    return Reader(edge.state, task_id, watcher, telling)
 
 
 async def test_quiet_stream_looks_at_the_row_itself(edge: Edge) -> None:
@@ -158,7 +158,7 @@ async def test_quiet_stream_looks_at_the_row_itself(edge: Edge) -> None:
     task_id = await submitted(edge)
     with edge.state.board.watch(task_id) as watcher:
         reader = reader_of(edge, task_id, watcher)
-        assert not (await reader.status()).final
+        assert not (await reader.opening())[-1].final
         following = reader.following()
         assert await anext(following) is None
         assert await anext(following) is None

@@ -185,8 +185,9 @@ async def test_output_of_another_storage_or_without_its_file_is_404(edge: Edge) 
     assert (response.status, orjson.loads(body)["error"]["code"]) == (503, "storage_error")
     made = await stored(edge)
     await (await edge.state.storages.get("local")).delete(made.key)
-    response, _ = await fetched(edge, made)
-    assert response.status == 404
+    for method in ("GET", "HEAD"):
+        response, _ = await fetched(edge, made, method)
+        assert response.status == 404
 
 
 async def test_file_that_a_running_task_has_stored_is_served_and_not_when_it_was_withdrawn(

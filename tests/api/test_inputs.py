@@ -1,7 +1,6 @@
 """Uploads over HTTP: files in forms and bodies, however they are cut; what is malformed leaves nothing."""
 
 import asyncio
-import contextlib
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from comfyd.api.errors import status_of
-from comfyd.api.inputs import FILES, Form
+from comfyd.api.inputs import FILES
 from comfyd.config import Config, InputsConfig, LimitsConfig
 from comfyd.errors import (
     BodyTooLarge,
@@ -146,7 +143,6 @@ async def test_names_are_shown_and_never_followed(edge: Edge) -> None:
 
 
 HEAD = b'Content-Disposition: form-data; name="file"; filename="a.png"'
-TRICKY = b"--cut-\r\n--cu\r\n--cutter\r\r\n\r\n--\r\n-\r\n--cu"  # all but a boundary
 GOOD_FORMS = {
     "plain": (FORM["Content-Type"], form(part(PNG))),
     "without the last line break": (FORM["Content-Type"], form(part(PNG))[:-2]),
@@ -252,41 +248,6 @@ async def test_a_plain_field_is_told_how_to_be_a_file(edge: Edge) -> None:
     error = await refused(edge, made, {}, MalformedRequest)
     assert error["details"] == {"field": "image"}
     assert "curl -F 'file=@photo.png'" in error["message"]
-
-
-async def pieces(body: bytes, *cuts: int) -> AsyncIterator[bytes]:
-    for start, end in zip((0, *cuts), (*cuts, len(body)), strict=True):
-        yield body[start:end]
-
-
-async def content(form: Form) -> list[tuple[str, bytes]]:
-    return [(each.name, b"".join([piece async for piece in form.data()])) async for each in form.parts()]
-
-
-async def test_a_form_is_the_same_wherever_it_is_cut_in_two() -> None:
-    body = form(part(TRICKY, "a"), part(b"", "b"), part(b"\r\n", "c"), part(TRICKY + b"\r\n", "d"))
-    whole = [("a", TRICKY), ("b", b""), ("c", b"\r\n"), ("d", TRICKY + b"\r\n")]
-    for cut in range(len(body)):
-        assert await content(Form(b"cut", pieces(body, cut))) == whole, cut
-    assert await content(Form(b"cut", pieces(body, *range(1, len(body))))) == whole
-
-
-async def test_a_form_cut_off_anywhere_is_malformed() -> None:
-    body = form(part(TRICKY, "a"), part(PNG, "b"))
-    for length in range(len(body) - 2):
-        with pytest.raises(MalformedRequest):
-            await content(Form(b"cut", pieces(body[:length])))
-
-
-_SHREDS = st.sampled_from(
-    [b"--cut", b"--", b"\r\n", b"\r\n\r\n", HEAD, b": ", b'"', b" ", b"\0\xff", b"file"]
-)
-
-
-@given(st.lists(_SHREDS, max_size=20).map(b"".join), st.integers(1, 30))
-def test_any_bytes_are_a_form_or_a_malformed_one(body: bytes, size: int) -> None:
-    with contextlib.suppress(MalformedRequest):
-        asyncio.run(content(Form(b"cut", in_parts(b"--cut\r\n" + HEAD + body, size))))
 
 
 @pytest.mark.parametrize("kind", ["multipart/mixed; boundary=cut", "application/x-www-form-urlencoded"])

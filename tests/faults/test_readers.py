@@ -15,6 +15,7 @@ from typing import Final
 import pytest
 
 from comfyd.config import Config
+from comfyd.progress import Preview
 from tests.api.conftest import Edge, serving
 from tests.support.service import configuration, until
 from tests.support.values import GRAPH
@@ -27,8 +28,8 @@ NEAR: Final = 20
 DEAF: Final = 100
 """Others of that task, that never read."""
 PREVIEWS: Final = 200
-PICTURE: Final = b"A" * 49_152
-PREVIEW: Final = {"node_id": "2", "image_type": "image/png", "data": "A" * 65_536}
+PREVIEW: Final = Preview(node_id="2", image_type="image/png", data=b"A" * 49_152)
+"""64 KiB in base64."""
 BOUND: Final = 250_000_000
 """Bytes; what the deaf did not take is five times as much."""
 
@@ -118,7 +119,7 @@ async def test_a_hundred_readers_that_never_read_cost_the_other_nine_hundred_not
             before = memory()
             claims = [await edge.claim(calm), await edge.claim(busy)]
             for number in range(PREVIEWS):
-                edge.state.board.publish(busy, "preview", PREVIEW, PICTURE)
+                edge.state.board.show(busy, PREVIEW)
                 heard = 3 + number  # the task twice, waiting and running, and the previews
                 await until(lambda: all(len(reader.heard) >= heard for reader in readers[busy]))  # noqa: B023 # waited for here
             assert memory() - before < BOUND
