@@ -21,6 +21,7 @@ from comfyd.comfy.backend import Backend
 from comfyd.comfy.restarting import RestartCommand
 from comfyd.config import Config
 from comfyd.control import Control
+from comfyd.credentials import Credentials
 from comfyd.disk import Room, free_bytes
 from comfyd.errors import BackendError, ConfigError, StorageError, StoreError
 from comfyd.estimate import Estimator
@@ -29,9 +30,11 @@ from comfyd.fetch import Fetcher
 from comfyd.forgetting import Forgetter
 from comfyd.guard import Guard, GuardedClient, SystemNames, open_client
 from comfyd.intake import GraphChecker, Intake
+from comfyd.library import Library
 from comfyd.lifecycle import RetryPolicy
 from comfyd.loops import Crew, Health, Loop
 from comfyd.maintenance import (
+    AssetSweep,
     Figures,
     Leftovers,
     Probe,
@@ -188,7 +191,8 @@ def wire(ground: Ground) -> Service:
     queue = TaskQueue(store, clock, round(config.queue.retry_delay_max * 1000))
     forgetter = Forgetter(store, ground.storages, ground.uploads)
     control = Control(store, forgetter, queue, board, metrics, clock)
-    executor = _executor(ground, board, metrics, health)
+    credentials = Credentials()
+    executor = _executor(ground, board, metrics, health, credentials)
     retries = RetryPolicy(
         first_ms=round(config.queue.retry_delay * 1000), most_ms=round(config.queue.retry_delay_max * 1000)
     )
@@ -197,6 +201,8 @@ def wire(ground: Ground) -> Service:
     links = Links(ground.storages, ground.signer)
     deliverer = _deliverer(ground, links, metrics)
     control.owed = settler.owed = deliverer.wake
+    control.ended = settler.ended = credentials.forget
+    library = _library(ground, board)
     state = State(
         config=config,
         clock=clock,
@@ -206,7 +212,8 @@ def wire(ground: Ground) -> Service:
         uploads=ground.uploads,
         room=ground.room,
         board=board,
-        submission=_submission(ground, queue),
+        library=library,
+        submission=_submission(ground, queue, library, credentials),
         control=control,
         estimator=Estimator(store, board, clock, len(ground.backends)),
         catalog=ground.catalog,
@@ -242,17 +249,25 @@ def wire(ground: Ground) -> Service:
     )
 
 
-def _submission(ground: Ground, queue: TaskQueue) -> Submission:
+def _library(ground: Ground, board: Board) -> Library:
+    """Assets live as long as other uploads that nobody uses."""
+    keep_ms = round(ground.config.inputs.keep * 1000)
+    return Library(ground.store, ground.uploads, ground.storages, board, ground.clock, keep_ms)
+
+
+def _submission(ground: Ground, queue: TaskQueue, library: Library, credentials: Credentials) -> Submission:
     """Leg 1, from a request to its row."""
     config, clock, store = ground.config, ground.clock, ground.store
     renderer = Renderer(ground.catalog, random.SystemRandom(), graph_limits(config.limits))
     checker = GraphChecker(ground.backends, clock)
     intake = Intake(checker, ground.outbound.guard, ground.uploads, store)
     terms = Terms.of(config.queue, config.limits, config.storage, ground.room)
-    return Submission(renderer, intake, store, queue, clock, terms)
+    return Submission(renderer, library, intake, store, credentials, queue, clock, terms)
 
 
-def _executor(ground: Ground, board: Board, metrics: Metrics, health: Health) -> Executor:
+def _executor(
+    ground: Ground, board: Board, metrics: Metrics, health: Health, credentials: Credentials
+) -> Executor:
     """Leg 2, from a claim to its outcome."""
     config, clock = ground.config, ground.clock
     fetcher = Fetcher(config.inputs, ground.outbound, clock)
@@ -262,7 +277,7 @@ def _executor(ground: Ground, board: Board, metrics: Metrics, health: Health) ->
     )
     writer = ArtefactWriter(ground.storages, ground.scratch, health, metrics, clock, terms)
     backends = {backend.name: backend for backend in ground.backends}
-    return Executor(ground.store, backends, stager, writer, board, metrics, clock)
+    return Executor(ground.store, backends, stager, writer, board, metrics, clock, credentials)
 
 
 def _deliverer(ground: Ground, links: Links, metrics: Metrics) -> Deliverer:
@@ -287,6 +302,7 @@ def _chores(state: State, forgetter: Forgetter) -> tuple[Loop, ...]:
         Loop(name="retention", step=retention.step, expected=(StoreError,)),
         Loop(name="leftovers", step=Leftovers(forgetter).step, expected=(StoreError,)),
         Loop(name="uploads", step=sweep.step, expected=(StoreError, StorageError)),
+        Loop(name="assets", step=AssetSweep(state.library).step, expected=(StoreError, StorageError)),
         Loop(name="workflows", step=Templates(state.catalog).step),
     )
 

@@ -43,6 +43,8 @@ class Control:
         self._clock = clock
         self.owed: Callable[[], None] = _nobody
         """Called when a task has ended of which a webhook is to be told."""
+        self.ended: Callable[[str], None] = _nobody_asks
+        """Called with the id of a task that has ended."""
 
     async def cancel(self, task_id: str) -> Task:
         """Cancel exactly this task. A waiting one ends at once, a running one when ComfyUI let go of it."""
@@ -51,18 +53,26 @@ class Control:
         failpoints.reach("cancel.committed")
         task = result.task
         if result.ended:
+            self.ended(task_id)
             self._metrics.finished(task.status, now - task.created_at)
-            self._board.status(task_id, task.status)
             if task.webhook is not None:
                 self.owed()
+        if result.ended or not task.status.terminal:  # a running one is being canceled: watchers want to know
+            self._board.status(task_id, task.status)
         self._queue.nudge(task_id)
         return task
 
     async def retry(self, task_id: str) -> Task:
-        """Queue an ended task again and forget its outputs. Raises `Conflict` if it has not ended."""
+        """Queue an ended task again and forget its outputs.
+
+        Raises `Conflict` if it has not ended, or needs credentials: those were forgotten when it did.
+        """
         before = _found(await self._store.get(task_id), task_id)
         if not before.status.terminal:  # one that ends just now has outputs that we did not see
             message = f"the task is {before.status}; only an ended one can be run again"
+            raise Conflict(message, details={"status": str(before.status)})
+        if before.credentials:
+            message = "the task came with credentials, which are forgotten when it ends: submit it again"
             raise Conflict(message, details={"status": str(before.status)})
         task = _found(await self._store.retry(task_id, self._clock.now()), task_id)
         failpoints.reach("retry.committed")
@@ -91,3 +101,7 @@ def _found(found: T | None, task_id: str) -> T:
 
 def _nobody() -> None:
     """Who is told of what is owed where nobody delivers."""
+
+
+def _nobody_asks(_: str) -> None:
+    """Who is told of ended tasks where nobody keeps anything for them."""

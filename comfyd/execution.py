@@ -22,6 +22,7 @@ from comfyd.comfy import outputs
 from comfyd.comfy.backend import Backend
 from comfyd.comfy.files import OutputStream
 from comfyd.comfy.sightings import HistoryEntry
+from comfyd.credentials import Credentials
 from comfyd.errors import (
     BackendError,
     BackendUnreachable,
@@ -86,6 +87,7 @@ class Executor:
         board: Board,
         metrics: Metrics,
         clock: Clock,
+        credentials: Credentials,
     ) -> None:
         self._store = store
         self._backends = backends
@@ -94,12 +96,15 @@ class Executor:
         self._board = board
         self._metrics = metrics
         self._clock = clock
+        self._credentials = credentials
         self._prompter = Prompter(clock)
 
     async def execute(self, claim: Claim, place: Place, attention: Attention) -> Outcome:
         """Take the attempt from its recorded step to its end. `StaleClaim` if it is not the live one."""
         try:
-            return await self._pipeline(Run(claim, place, attention, self._store, self._clock))
+            credentials = self._credentials.of(claim.task.id)
+            run = Run(claim, place, attention, self._store, self._clock, credentials)
+            return await self._pipeline(run)
         except Stop as stop:
             return stop.outcome
         except StaleClaim:
@@ -115,6 +120,7 @@ class Executor:
         task = run.claim.task
         async with Storing(task, run.attempt, self._writer, self._board, self._clock) as storing:
             if run.attempt.step is Step.CLAIMED:
+                run.check_credentials()  # a prompt that ComfyUI may have needs them no more
                 backend = await self._prepare(run)
             else:
                 backend = self._adopted(run)
@@ -203,7 +209,10 @@ class Executor:
         if run.attempt.step is Step.CLAIMED:
             await self._prompter.await_socket(run, backend, needed=bool(image_nodes))
         sent_under = UNSET if run.attempt.step is Step.CLAIMED else run.attempt.client_id
-        with backend.watch(run.id, listener, sent_under) as watch, run.attention.relay(watch.nudge):
+        with (
+            backend.watch(run.id, listener, sent_under, run.secrets) as watch,
+            run.attention.relay(watch.nudge),
+        ):
             listener.started = watch.nudge
             listener.made = _storing_early(run, storing, backend)
             if run.attempt.step is Step.CLAIMED:

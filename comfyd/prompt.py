@@ -101,7 +101,7 @@ class Prompter:
             )
             failpoints.reach("intent.committed")
             try:
-                await backend.submit(run.id, client_id, graph, run.claim.extra_data)
+                await backend.submit(run.id, client_id, graph, run.extra_data)
                 failpoints.reach("post.answered")
             except BackendRejected as exc:
                 raise Stop(Failed(error=task_error(exc))) from exc

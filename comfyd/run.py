@@ -9,12 +9,13 @@ import structlog
 
 from comfyd import failpoints
 from comfyd.clock import Clock
-from comfyd.errors import ComfydError, StaleClaim, StoreError
+from comfyd.credentials import Secrets
+from comfyd.errors import ComfydError, CredentialsLost, StaleClaim, StoreError
 from comfyd.listener import Frame
 from comfyd.queue import Attention
 from comfyd.slots import Place
 from comfyd.store.base import Store
-from comfyd.tasks import Attempt, Claim, Graph, Outcome, OutputFile, Step, TaskError
+from comfyd.tasks import Attempt, Claim, Graph, JsonObject, Outcome, OutputFile, Step, TaskError
 
 T = TypeVar("T")
 
@@ -36,15 +37,31 @@ class Stop(Exception):
 
 
 class Run:
-    """One attempt being worked on. Lives as long as it."""
+    """One attempt being worked on. Lives as long as it.
 
-    def __init__(self, claim: Claim, place: Place, attention: Attention, store: Store, clock: Clock) -> None:
+    `credentials` are what the task brought for ComfyUI; None if it brought none, or they are lost.
+    """
+
+    def __init__(
+        self,
+        claim: Claim,
+        place: Place,
+        attention: Attention,
+        store: Store,
+        clock: Clock,
+        credentials: Mapping[str, str] | None = None,
+    ) -> None:
         self.claim = claim
         self.place = place
         self.attention = attention
         self.attempt: Attempt = claim.attempt
         self.graph: Graph = claim.graph
         """What ComfyUI is given: the task's graph, with the names of the files that were brought to it."""
+        self.extra_data: JsonObject = {**claim.extra_data, **(credentials or {})}
+        """What ComfyUI is given besides; the only value here that holds the credentials."""
+        self._lost = claim.task.credentials and credentials is None
+        self.secrets = Secrets(None if self._lost else (credentials or {}).values())
+        """What must not be shown of what ComfyUI says."""
         self.frames: list[Frame] = []
         self.seen_waiting = False
         """ComfyUI was seen to have the prompt in its queue."""
@@ -63,6 +80,14 @@ class Run:
     def id(self) -> str:
         """The prompt's id."""
         return self.attempt.id
+
+    def check_credentials(self) -> None:
+        """Raise `CredentialsLost` if ComfyUI cannot be given what the task brought."""
+        if self._lost:
+            raise CredentialsLost(
+                "comfyd was restarted, and the credentials that came with the task were only in its memory: "
+                "submit it again"
+            )
 
     async def record(self, step: Step, **facts: object) -> None:
         """Make it durable how far the attempt got; waits while the database cannot take it.

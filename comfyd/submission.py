@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
@@ -11,9 +12,11 @@ from comfyd import failpoints, graphs, workflows
 from comfyd.catalog import Catalog
 from comfyd.clock import Clock
 from comfyd.config import LimitsConfig, QueueConfig, StorageConfig
+from comfyd.credentials import Credentials
 from comfyd.disk import Room, to_its_end
 from comfyd.errors import BlockedAddress, InputError, InvalidUrl, QueueFull
 from comfyd.intake import Intake, Taken
+from comfyd.library import Library
 from comfyd.queue import TaskQueue
 from comfyd.storage.opening import check_usable
 from comfyd.store.base import Store
@@ -46,6 +49,9 @@ class SubmitRequest(msgspec.Struct, frozen=True, kw_only=True):
     webhook: Webhook | None = None
     credentials: dict[str, str] = {}
     """For ComfyUI, in the words of its `extra_data`; they never leave this process's memory but to there."""
+
+    def __repr__(self) -> str:
+        return "SubmitRequest(...)"
 
 
 class Rendered(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,17 +125,21 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 class Submission:
     """Checks requests and queues them. Lives as long as the process."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - one for each stop on the way to a row
         self,
         renderer: Renderer,
+        library: Library,
         intake: Intake,
         store: Store,
+        credentials: Credentials,
         queue: TaskQueue,
         clock: Clock,
         terms: Terms,
     ) -> None:
         self._renderer = renderer
+        self._library = library
         self._intake = intake
+        self._credentials = credentials
         self._store = store
         self._queue = queue
         self._clock = clock
@@ -150,14 +160,16 @@ class Submission:
             check_usable(request.output.storage, self._terms.storages)
         if request.webhook is not None:
             self._check_webhook(request.webhook)
-        rendered = self._renderer.render(request)
         async with AsyncExitStack() as stack:
+            request = await self._resolved(request, stack)
+            rendered = self._renderer.render(request)
             taken = await self._taken(rendered, stack)
             if taken.judged and graphs.remote_values(taken.graph):
                 self._renderer.check_lengths(taken.graph)
             await self._intake.keep(taken, stack)
             # a write that began goes on without us: what happens to the files has to wait for its end
-            return await to_its_end(self._queued(self._new(request, rendered, taken), key))
+            new = self._new(request, rendered, taken)
+            return await to_its_end(self._queued(new, request.credentials, key))
 
     def _check_webhook(self, webhook: Webhook) -> None:
         """What can be seen of its url; the message shows no more of it than its host."""
@@ -166,6 +178,14 @@ class Submission:
         except (BlockedAddress, InvalidUrl) as exc:
             details = {**exc.details, "field": "webhook_url"}
             raise type(exc)(f"webhook_url: {exc.message}", details=details) from None
+
+    async def _resolved(self, request: SubmitRequest, stack: AsyncExitStack) -> SubmitRequest:
+        """With references of uploads in place of assets, whose files nobody forgets until `stack` ends."""
+        workflow = request.workflow
+        if not isinstance(workflow, str):
+            workflow = await self._library.resolve(workflow, stack)
+        inputs = await self._library.resolve(request.inputs, stack)
+        return msgspec.structs.replace(request, workflow=workflow, inputs=inputs)
 
     async def _taken(self, rendered: Rendered, stack: AsyncExitStack) -> Taken:
         try:
@@ -176,9 +196,19 @@ class Submission:
                 exc.details["name"] = name
             raise
 
-    async def _queued(self, new: NewTask, key: IdempotencyKey | None) -> Added:
+    async def _queued(
+        self, new: NewTask, credentials: Mapping[str, str], key: IdempotencyKey | None
+    ) -> Added:
         failpoints.reach("accept.checked")
-        added = await self._store.add(new, key, self._clock.now())
+        if credentials:  # before the row is there: a worker may claim it at once
+            self._credentials.keep(new.id, credentials)
+        try:
+            added = await self._store.add(new, key, self._clock.now())
+        except BaseException:
+            self._credentials.forget(new.id)
+            raise
+        if added.replayed:
+            self._credentials.forget(new.id)
         failpoints.reach("accept.committed")
         if not added.replayed:
             self._queue.offer(added.task)
@@ -198,6 +228,7 @@ class Submission:
             output=request.output,
             uploads=taken.files,
             webhook=request.webhook,
+            credentials=bool(request.credentials),
         )
 
 

@@ -48,6 +48,8 @@ class Settler:
         self._policy = policy
         self.owed: Callable[[], None] = _nobody
         """Called when something may be owed: after a claim or a settlement of a task with a webhook."""
+        self.ended: Callable[[str], None] = _nobody_asks
+        """Called with the id of a task that has ended."""
 
     def started(self, task: Task) -> None:
         """A worker has the task."""
@@ -90,6 +92,7 @@ class Settler:
         if task.webhook is not None:
             self.owed()
         if task.status.terminal:
+            self.ended(task.id)
             self._metrics.finished(task.status, (task.completed_at or task.created_at) - task.created_at)
         else:
             self._metrics.repeated(settlement.outcome)
@@ -249,3 +252,7 @@ def _tell_of_failure(work: asyncio.Task[None]) -> None:
 
 def _nobody() -> None:
     """Who is told of what is owed where nobody delivers."""
+
+
+def _nobody_asks(_: str) -> None:
+    """Who is told of ended tasks where nobody keeps anything for them."""

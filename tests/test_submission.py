@@ -15,6 +15,7 @@ from comfyd.disk import Room
 from comfyd.errors import (
     InvalidInputs,
     InvalidWorkflow,
+    MissingAsset,
     QueueFull,
     StorageNotConfigured,
     UnknownWorkflow,
@@ -43,6 +44,10 @@ async def made(simulator: Simulator, tmp_path: Path) -> AsyncIterator[Bench]:
     async with bench(settings, works=False) as idle:
         await idle.ground.backends[0].probe()
         yield idle
+
+
+async def chunked(data: bytes) -> AsyncIterator[bytes]:
+    yield data
 
 
 async def queued(made: Bench) -> int:
@@ -187,3 +192,25 @@ async def test_the_uploads_of_a_graph_are_in_its_row(made: Bench) -> None:
     graph["5"] = {"class_type": "LoadImage", "inputs": {"image": upload.reference}}
     assert await made.store.uploads((await made.submit(graph)).id) == (upload.file,)
     assert await made.store.uploads((await made.submit(colored(2))).id) == ()
+
+
+async def test_assets_in_graph_and_inputs_become_uploads_of_the_task(made: Bench) -> None:
+    async with made.state.uploads.receive(chunked(png())) as received:
+        asset, _ = await made.state.library.add(received, content_type="image/png", file_path="a.png")
+    named = {"__type": "core/ASSET", "info": {"id": asset.id}}
+    graph = {**GRAPH, "5": {"class_type": "LoadImage", "inputs": {"image": named}}}
+    direct = await made.submit(graph)
+    graph = {**GRAPH, "5": {"class_type": "LoadImage", "inputs": {"image": "x.png"}}}
+    as_input = await made.submit(graph, inputs={"5.image": named})
+    for row in (direct, as_input):
+        assert await made.store.uploads(row.id) == (asset.file,)
+        rendered = await made.store.graph(row.id)
+        assert rendered is not None
+        assert rendered["5"]["inputs"]["image"] == f"upload:{asset.file}"
+
+
+async def test_an_asset_that_is_none_is_refused(made: Bench) -> None:
+    named = {"__type": "core/ASSET", "info": {"id": "5e1f6c1e-0000-4000-8000-00000000dead"}}
+    with pytest.raises(MissingAsset):
+        await made.submit({"5": {"class_type": "LoadImage", "inputs": {"image": named}}})
+    assert await queued(made) == 0

@@ -20,6 +20,7 @@ from comfyd.comfy.sickness import Look, Sickness
 from comfyd.comfy.sightings import Ended, QueueView, Sighting
 from comfyd.comfy.socket import Socket, Watch
 from comfyd.config import ComfyUIConfig
+from comfyd.credentials import NO_SECRETS, Secrets
 from comfyd.errors import BackendError, BackendUnclear, BackendUnreachable
 from comfyd.tasks import Graph, JsonObject, OutputFile
 
@@ -47,9 +48,9 @@ class Backend:
         self._client = client
         self._health = health
         self._catalogue = Catalogue(client, health)
-        self._prompts = Prompts(client, health, clock)
         self._files = Files(client)
         self._socket = Socket(client, config.client_id, clock, health.renewed)
+        self._prompts = Prompts(client, health, clock, self._socket.secrets_of)
 
     @classmethod
     @asynccontextmanager
@@ -168,19 +169,21 @@ class Backend:
         prompt_id: str,
         listener: Callable[[Message], None],
         client_id: str | msgspec.UnsetType | None = msgspec.UNSET,
+        secrets: Secrets = NO_SECRETS,
     ) -> Watch:
         """Hear of one prompt: enter it before the prompt is sent, and send that under `watch.client_id`.
 
         `listener` is called in the reader for each message of this prompt: it may neither wait nor raise.
         `client_id` is given for a prompt that was sent earlier, None if that was under no connection: then
         `watch.connected` says whether its connection is still the open one (after a restart it never is).
+        While the watch is entered no verb here shows `secrets` in what ComfyUI says of the prompt.
         """
 
         def hear(message: Message) -> None:
             self._sickness.stirred()
             listener(message)
 
-        watch = self._socket.watch(prompt_id, hear, client_id)
+        watch = self._socket.watch(prompt_id, hear, client_id, secrets)
         self._watches.add(watch)
         return watch
 

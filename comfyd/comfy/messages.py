@@ -13,6 +13,7 @@ import msgspec
 
 from comfyd.comfy.redaction import without_paths
 from comfyd.comfy.wire import Undecodable, decode
+from comfyd.credentials import NO_SECRETS, Secrets
 
 HANDSHAKE: Final = '{"type":"feature_flags","data":{"supports_preview_metadata":true}}'
 """The first frame of every connection: previews then name their prompt and node."""
@@ -234,7 +235,7 @@ def _executed(data: bytes) -> Executed:
 
 def _error(data: bytes) -> ExecutionError | NodeBlocked:
     raw = decode(data, _ERROR)
-    message = without_paths((raw.exception_message or "").strip())
+    message = (raw.exception_message or "").strip()
     if raw.exception_type == "ExecutionBlocked":
         return NodeBlocked(prompt_id=raw.prompt_id, node_id=raw.node_id, message=message)
     return ExecutionError(
@@ -267,11 +268,12 @@ class MessageReader:
     """Turns the frames of one connection into messages. Lives as long as the connection.
 
     Remembers which node the latest messages spoke of: a binary frame of the old style names no prompt, and
-    ComfyUI runs one prompt at a time.
+    ComfyUI runs one prompt at a time. `secrets_of` says what must not be shown of what is said of a prompt.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, secrets_of: Callable[[str], Secrets] = lambda _: NO_SECRETS) -> None:
         self.malformed = 0
+        self._secrets_of = secrets_of
         self._running: tuple[str, str | None] | None = None
 
     def text(self, frame: str) -> Message | QueueChanged | None:
@@ -284,7 +286,13 @@ class MessageReader:
             self.malformed += 1
             return None
         self._notice(message)
-        return message
+        match message:
+            case ExecutionError(prompt_id=prompt_id, exception_message=said):
+                return msgspec.structs.replace(message, exception_message=self._fit(prompt_id, said))
+            case NodeBlocked(prompt_id=prompt_id, message=said):
+                return msgspec.structs.replace(message, message=self._fit(prompt_id, said))
+            case _:
+                return message
 
     def binary(self, frame: bytes) -> Preview | ProgressText | None:
         """A binary frame; None for one that names no prompt while none is known to run."""
@@ -331,9 +339,14 @@ class MessageReader:
         node, text = _split(frame)
         if self._running is None:
             return None
+        prompt_id, said = self._running[0], text.decode()
         return ProgressText(
-            prompt_id=self._running[0], node_id=node.decode() or None, text=without_paths(text.decode())
+            prompt_id=prompt_id, node_id=node.decode() or None, text=self._fit(prompt_id, said)
         )
+
+    def _fit(self, prompt_id: str, text: str) -> str:
+        """A text about this prompt as it may be shown."""
+        return without_paths(text, self._secrets_of(prompt_id))
 
 
 def _preview(frame: bytes) -> Preview:

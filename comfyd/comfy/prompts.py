@@ -5,7 +5,7 @@ answered proves what it says and no more; whoever calls looks again.
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -28,6 +28,7 @@ from comfyd.comfy.sightings import (
     read_queue,
 )
 from comfyd.comfy.wire import Undecodable
+from comfyd.credentials import Secrets
 from comfyd.errors import (
     BackendError,
     BackendRejected,
@@ -47,26 +48,33 @@ class HistoryUnclear(BackendUnclear):
 
 
 class Prompts:
-    """The prompts of one ComfyUI. Lives as long as the backend."""
+    """The prompts of one ComfyUI. Lives as long as the backend.
 
-    def __init__(self, client: Client, health: Health, clock: Clock) -> None:
+    `secrets_of` says what must not be shown of what ComfyUI says about a prompt.
+    """
+
+    def __init__(
+        self, client: Client, health: Health, clock: Clock, secrets_of: Callable[[str], Secrets]
+    ) -> None:
         self._client = client
         self._health = health
         self._clock = clock
+        self._secrets_of = secrets_of
         self._job_cancel: bool | None = None
         """Whether this server has `POST /api/jobs/{id}/cancel`; None while that is not known."""
         self._life = health.life
 
     async def submit(self, prompt_id: str, client_id: str, graph: Graph, extra_data: JsonObject) -> None:
         """See `Backend.submit`."""
+        secrets = self._secrets_of(prompt_id)
         body = _body(prompt_id, client_id, graph, extra_data)
         answer = await self._client.call("POST", "/prompt", body)
         if answer.status in {400, 413}:
-            raise rejection(answer.status, answer.body, graph)
+            raise rejection(answer.status, answer.body, graph, secrets)
         accepted = read_object(answer, "POST /prompt")
         if accepted.get("prompt_id") != prompt_id:
             raise BackendUnclear("ComfyUI answered POST /prompt without naming this prompt")
-        node_errors = cleaned_node_errors(accepted.get("node_errors"), graph)
+        node_errors = cleaned_node_errors(accepted.get("node_errors"), graph, secrets)
         if node_errors:
             taken_back = await self._take_back(prompt_id)
             raise PartlyRejected(
@@ -121,7 +129,7 @@ class Prompts:
             said = unexpected(answer.status, "GET /history")
             raise HistoryUnclear(said.message, details=said.details)
         try:
-            return read_history(answer.body, prompt_id)
+            return read_history(answer.body, prompt_id, self._secrets_of(prompt_id))
         except Undecodable as error:
             said = unreadable("GET /history", error)
             raise HistoryUnclear(said.message, details=said.details) from error

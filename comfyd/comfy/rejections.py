@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from comfyd.comfy.redaction import clean, without_paths
 from comfyd.comfy.wire import Undecodable, decode_object
+from comfyd.credentials import NO_SECRETS, Secrets
 from comfyd.errors import BackendRejected
 
 _UNKNOWN_CLASS: Final = frozenset({"invalid_prompt", "missing_node_type"})
@@ -19,7 +20,9 @@ _MOST_ERRORS: Final = 100
 """Nodes that are told of; a graph of thousands is answered with the first of them."""
 
 
-def rejection(status: int, body: bytes, graph: Mapping[str, Any]) -> BackendRejected:
+def rejection(
+    status: int, body: bytes, graph: Mapping[str, Any], secrets: Secrets = NO_SECRETS
+) -> BackendRejected:
     """The error for an answer that refuses a prompt: 400, or 413 for one that is too long."""
     if status == 413:
         return BackendRejected(
@@ -31,20 +34,22 @@ def rejection(status: int, body: bytes, graph: Mapping[str, Any]) -> BackendReje
         answer = {}
     error = answer.get("error")
     error = error if isinstance(error, dict) else {"message": error if isinstance(error, str) else ""}
-    node_errors = cleaned_node_errors(answer.get("node_errors"), graph)
+    node_errors = cleaned_node_errors(answer.get("node_errors"), graph, secrets)
     whole: list[dict[str, Any]] = []
-    missing = _missing_class(error, graph)
+    missing = _missing_class(error, graph, secrets)
     if missing is not None:
         node_errors = {**node_errors, **missing}
     elif not node_errors:
-        whole.append({"type": _text(error.get("type")) or "invalid_prompt", "message": _sentence(error)})
+        whole.append(
+            {"type": _text(error.get("type")) or "invalid_prompt", "message": _sentence(error, secrets)}
+        )
     return BackendRejected(
         f"ComfyUI refuses the prompt: {_first(node_errors, whole)}",
         details={"node_errors": node_errors, **({"errors": whole} if whole else {})},
     )
 
 
-def cleaned_node_errors(raw: Any, graph: Mapping[str, Any]) -> dict[str, Any]:
+def cleaned_node_errors(raw: Any, graph: Mapping[str, Any], secrets: Secrets = NO_SECRETS) -> dict[str, Any]:
     """ComfyUI's `node_errors` in our shape; empty for anything else than an object."""
     if not isinstance(raw, dict):
         return {}
@@ -55,7 +60,7 @@ def cleaned_node_errors(raw: Any, graph: Mapping[str, Any]) -> dict[str, Any]:
         cleaned[node_id] = {
             "class_type": _text(entry.get("class_type")) or _class_type(graph, node_id),
             "title": _title(graph, node_id),
-            "errors": [_error(error) for error in errors if isinstance(error, dict)]
+            "errors": [_error(error, secrets) for error in errors if isinstance(error, dict)]
             if isinstance(errors, list)
             else [],
         }
@@ -76,25 +81,27 @@ def _first(node_errors: Mapping[str, Any], whole: list[dict[str, Any]]) -> str:
     return whole[0]["message"] if whole else summary(node_errors)
 
 
-def _error(error: dict[str, Any]) -> dict[str, Any]:
+def _error(error: dict[str, Any], secrets: Secrets) -> dict[str, Any]:
     extra = error.get("extra_info")
     extra = extra if isinstance(extra, dict) else {}
-    facts = {name: clean(extra[name]) for name in ("received_value", "cycle_nodes") if name in extra}
+    facts = {name: clean(extra[name], secrets) for name in ("received_value", "cycle_nodes") if name in extra}
     return {
         "type": _text(error.get("type")) or "invalid",
-        "message": _sentence(error),
+        "message": _sentence(error, secrets),
         "input": _text(extra.get("input_name")),
         **facts,
     }
 
 
-def _sentence(error: Mapping[str, Any]) -> str:
+def _sentence(error: Mapping[str, Any], secrets: Secrets) -> str:
     """ComfyUI's message and details as one text: 'Value not in list: name: 'x' not in [...]'."""
     parts = (_text(error.get("message")), _text(error.get("details")))
-    return ": ".join(without_paths(part) for part in parts if part) or "it gave no reason"
+    return ": ".join(without_paths(part, secrets) for part in parts if part) or "it gave no reason"
 
 
-def _missing_class(error: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, Any] | None:
+def _missing_class(
+    error: Mapping[str, Any], graph: Mapping[str, Any], secrets: Secrets
+) -> dict[str, Any] | None:
     """An unknown class: old servers name the node in `details` only, newer ones in `extra_info` too."""
     if error.get("type") not in _UNKNOWN_CLASS:
         return None
@@ -106,7 +113,7 @@ def _missing_class(error: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[s
     if node_id is None:
         return None
     class_type = _class_type(graph, node_id)
-    message = without_paths(_text(error.get("message")) or "")
+    message = without_paths(_text(error.get("message")) or "", secrets)
     if class_type is not None:
         message = f"This ComfyUI has no node class {class_type!r}"
     facts = {"type": "missing_node_type", "message": message, "input": None}

@@ -6,6 +6,7 @@ import msgspec
 
 from comfyd.comfy.redaction import without_paths
 from comfyd.comfy.wire import decode
+from comfyd.credentials import NO_SECRETS, Secrets
 
 Verdict = Literal["success", "error", "interrupted"]
 
@@ -126,7 +127,7 @@ def _turn(item: _Item) -> tuple[float, str]:
     return (number if known else float("inf"), item.prompt_id)
 
 
-def read_history(body: bytes, prompt_id: str) -> HistoryEntry | None:
+def read_history(body: bytes, prompt_id: str, secrets: Secrets = NO_SECRETS) -> HistoryEntry | None:
     """The answer of `GET /history/{id}`; None where it holds no such entry. Raises `Undecodable`."""
     entry = decode(body, _HISTORY).get(prompt_id)
     if entry is None:
@@ -147,7 +148,7 @@ def read_history(body: bytes, prompt_id: str) -> HistoryEntry | None:
     return HistoryEntry(
         verdict=verdict,
         outputs=entry.outputs or {},
-        error=_failure(last) if verdict == "error" else None,
+        error=_failure(last, secrets) if verdict == "error" else None,
         started_at=started_at,
         ended_at=ended_at,
         targets=_targets(entry.prompt),
@@ -167,13 +168,13 @@ def _time(facts: dict[str, Any]) -> int | None:
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _failure(facts: dict[str, Any]) -> NodeFailure:
+def _failure(facts: dict[str, Any], secrets: Secrets) -> NodeFailure:
     message = _text(facts, "exception_message")
     return NodeFailure(
         node_id=_text(facts, "node_id"),
         node_class=_text(facts, "node_type"),
         exception_type=_text(facts, "exception_type"),
-        message="ComfyUI did not say why." if not message else without_paths(message.strip()),
+        message="ComfyUI did not say why." if not message else without_paths(message.strip(), secrets),
     )
 
 

@@ -26,6 +26,7 @@ from comfyd.comfy.messages import (
     MessageReader,
     QueueChanged,
 )
+from comfyd.credentials import NO_SECRETS, Secrets
 from comfyd.errors import BackendUnclear
 
 LONGEST_FRAME: Final = 64 * 1024 * 1024
@@ -44,7 +45,12 @@ class Watch:
     """
 
     def __init__(
-        self, socket: "Socket", prompt_id: str, listener: Callable[[Message], None], client_id: str | None
+        self,
+        socket: "Socket",
+        prompt_id: str,
+        listener: Callable[[Message], None],
+        client_id: str | None,
+        secrets: Secrets,
     ) -> None:
         self._socket = socket
         self._listener = listener
@@ -52,6 +58,7 @@ class Watch:
         self._settled = asyncio.Event()
         self.prompt_id = prompt_id
         self.client_id = client_id
+        self.secrets = secrets
         self.ended = False
         """An end of the prompt was announced."""
         self.heard = 0
@@ -151,10 +158,16 @@ class Socket:
         prompt_id: str,
         listener: Callable[[Message], None],
         client_id: str | msgspec.UnsetType | None = msgspec.UNSET,
+        secrets: Secrets = NO_SECRETS,
     ) -> Watch:
         """See `Backend.watch`."""
         current = self.client_id if client_id is msgspec.UNSET else client_id
-        return Watch(self, prompt_id, listener, current)
+        return Watch(self, prompt_id, listener, current, secrets)
+
+    def secrets_of(self, prompt_id: str) -> Secrets:
+        """What must not be shown of what is said of this prompt, as who watches it says."""
+        watches = self._watches.get(prompt_id)
+        return watches[0].secrets if watches else NO_SECRETS
 
     def register(self, watch: Watch) -> None:
         """Called by a watch that is entered."""
@@ -197,7 +210,7 @@ class Socket:
     async def _converse(
         self, websocket: aiohttp.ClientWebSocketResponse, client_id: str, patience: asyncio.Timeout
     ) -> None:
-        reader = MessageReader()
+        reader = MessageReader(self.secrets_of)
         with self._client.translated("GET /ws"):
             await websocket.send_str(HANDSHAKE)
         while True:

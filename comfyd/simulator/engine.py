@@ -213,15 +213,14 @@ class Engine:
         except Interrupted:
             raise
         except Exception as error:  # ComfyUI reports whatever a node raises
+            repeated = run.item.sensitive if faults.secrets_repeated else {}
+            shown = inputs | self._hidden(run, class_type) | repeated
             raise NodeFailed(
                 {
-                    "exception_message": f"{error}\n",
+                    "exception_message": f"{error}{repeated or ''}\n",
                     "exception_type": type_name(error),
-                    "traceback": traceback.format_tb(error.__traceback__),
-                    "current_inputs": {
-                        name: [_shown(value)]
-                        for name, value in (inputs | self._hidden(run, class_type)).items()
-                    },
+                    "traceback": [*traceback.format_tb(error.__traceback__), *map(str, repeated.values())],
+                    "current_inputs": {name: [_shown(value)] for name, value in shown.items()},
                 }
             ) from error
 

@@ -31,6 +31,8 @@ class Faults:
     prompt_answer_seconds: float = 0.0  # queued at once, answered only after that time
     prompt_answers_lost: int = 0  # queued, and never answered: the connection just hangs
     prompt_answers_cut: int = 0  # queued, and the connection is reset instead of an answer
+    # refusals and failures
+    secrets_repeated: bool = False  # what is said of a refused prompt or a failed node shows its secrets
     # WebSocket
     sockets: SocketFault = "none"  # deaf: pings answered, no messages; hang, refuse: never opens
     # history

@@ -38,6 +38,7 @@ class PromptQueue:
         self.history: dict[str, dict[str, Any]] = {}
         self.max_history = max_history
         self.flags: dict[str, bool] = {}
+        self.secrets: dict[str, dict[str, Any]] = {}  # by prompt id, for tests: no route shows them
         self.has_odd_numbers = False  # NaN or infinite numbers were accepted: JSON needs the tolerant encoder
         self._changed = changed
         self._wake = asyncio.Event()
@@ -50,6 +51,7 @@ class PromptQueue:
         """Add a prompt. Equal number and id: TypeError, although the prompt stays queued (section 3)."""
         self.has_odd_numbers = self.has_odd_numbers or not math.isfinite(item.number)
         self._wake.set()
+        self.secrets[item.prompt_id] = item.sensitive
         heapq.heappush(self.pending, item)
         self._changed()
 

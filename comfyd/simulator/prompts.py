@@ -99,9 +99,11 @@ class Prompts:
         extra_data = document.get("extra_data", {})
         if "client_id" in document:
             extra_data["client_id"] = document["client_id"]
-        if verdict.error is not None:
-            return refusal(verdict.error, verdict.node_errors)
         sensitive = {name: extra_data.pop(name) for name in SECRETS if name in extra_data}
+        if verdict.error is not None:
+            if self._faults.secrets_repeated:
+                _repeat(sensitive, verdict.error, verdict.node_errors)
+            return refusal(verdict.error, verdict.node_errors)
         if self._flavor.jobs_api and "Comfy-Usage-Source" in request.headers:
             extra_data["comfy_usage_source"] = request.headers["Comfy-Usage-Source"]
         extra_data["create_time"] = timing.milliseconds()
@@ -180,6 +182,15 @@ class Prompts:
         # After a number that is not finite ComfyUI's answers are not JSON any more (Q16): neither are these.
         body = json.dumps(document).encode() if self._queue.has_odd_numbers else encode(document)
         return web.Response(body=body, content_type="application/json", charset="utf-8")
+
+
+def _repeat(secrets: dict[str, Any], error: dict[str, Any], node_errors: dict[str, Any]) -> None:
+    """Let the refusal show them in every text and value."""
+    errors = [error, *(each for entry in node_errors.values() for each in entry["errors"])]
+    for each in errors:
+        each["message"] = f"{each['message']} ({secrets})"
+        each["details"] = f"{each['details']} {list(secrets.values())}"
+        each["extra_info"] = {**each["extra_info"], "received_value": secrets}
 
 
 def _field(document: Any, name: str, otherwise: Any) -> Any:

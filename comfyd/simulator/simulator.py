@@ -95,6 +95,11 @@ class Simulator:
         return self._process.sockets.count()
 
     @property
+    def secrets(self) -> dict[str, dict[str, Any]]:
+        """What came with each prompt that the present process accepted and shows on no route, by its id."""
+        return self._process.queue.secrets
+
+    @property
     def worker_alive(self) -> bool:
         """False once the worker has died behind a living HTTP server."""
         return self._process.worker_alive

@@ -13,6 +13,7 @@ from tests.simulator.rig import MODERN, picture, rig, tiles
 
 SHORT = aiohttp.ClientTimeout(total=0.3)
 ID = "00000000-0000-4000-8000-000000000001"
+BROKEN = {"string": "abc", "regex_pattern": "(unclosed", "replace": "x"}
 
 
 async def test_a_stalled_post_runs_after_the_client_gave_up() -> None:
@@ -158,3 +159,27 @@ async def test_an_interrupt_without_an_id_hits_whatever_runs(body: bytes) -> Non
 async def test_an_interrupt_with_a_list_is_500() -> None:
     async with rig() as running:
         assert (await running.server.request("POST", "/interrupt", data=b"[]")).status == 500
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+async def test_secrets_are_in_no_answer_unless_the_switch_says_so(*, repeated: bool) -> None:
+    extra = {"api_key_comfy_org": "secret-key"}
+    async with rig() as running:
+        running.simulator.faults.secrets_repeated = repeated
+        broken = {**picture(), "8": {"class_type": "RegexReplace", "inputs": BROKEN}}
+        broken["7"] = {"class_type": "PreviewAny", "inputs": {"source": ["8", 0]}}
+        body = {"prompt": broken, "prompt_id": ID, "extra_data": extra}
+        assert (await running.server.post("/prompt", body)).status == 200
+        entry = await running.server.finished(ID)
+        failure = next(facts for name, facts in entry["status"]["messages"] if name == "execution_error")
+        refused = await running.server.post("/prompt", {"prompt": picture(size=-1), "extra_data": extra})
+        assert refused.status == 400
+        for shown in (
+            failure["exception_message"],
+            failure["traceback"],
+            failure["current_inputs"],
+            refused.json()["error"],
+            refused.json()["node_errors"],
+        ):
+            assert ("secret-key" in json.dumps(shown)) is repeated
+        assert running.simulator.secrets == {ID: extra}
