@@ -71,7 +71,13 @@ format: $(DEV_SETUP) ## format and mend what can be mended
 .PHONY: test-comfyui
 test-comfyui: $(DEV_SETUP) ## run the suite against the real ComfyUI (set up in a cache folder the first time)
 	@$(BIN)/python -m tests.support.comfyui setup
+	@$(BIN)/python -m tests.sdk.installed
 	@$(BIN)/python -m pytest -q --comfyui -m comfyui --timeout 180
+
+.PHONY: versus-proxy
+versus-proxy: $(DEV_SETUP) ## comfyd and the official comfy-api-proxy side by side through the same SDK (three minutes)
+	@$(BIN)/python -m tests.sdk.installed
+	@$(BIN)/python -m tests.sdk.versus_proxy
 
 .PHONY: chaos
 chaos: $(DEV_SETUP) ## kill both sides for half an hour, at every failpoint and at random (CHAOS_MINUTES, CHAOS_SEED)
