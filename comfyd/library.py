@@ -6,7 +6,7 @@ A graph that names an asset gets the reference of an upload instead.
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 import structlog
@@ -20,6 +20,7 @@ from comfyd.errors import (
     BlobNotFound,
     ComfydError,
     FileNotFound,
+    InputError,
     InputNotFound,
     MissingAsset,
 )
@@ -39,6 +40,8 @@ EXPIRED_AT_ONCE: Final = 100
 MISSING_TOLD: Final = 100
 """How many ids of missing assets a refusal lists, each cut to `ID_TOLD` characters."""
 ID_TOLD: Final = 100
+LOOKED_AHEAD_MS: Final = 10_000
+"""How long bytes still have to be here for `Library.has`: clients look first, and `mint` then."""
 
 _MISSING_SHOWN: Final = 5  # of them in the message, which is one line
 _ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -50,8 +53,8 @@ class Library:
     """The files that clients uploaded as assets, and the outputs of tasks by the same kind of id: found,
     referenced, forgotten. Lives as long as the process.
 
-    A record may outlive its file only where somebody else deletes that; every verb looks. Verbs raise
-    `StoreError` and `StorageError` where database and disk fail.
+    A record may outlive its file only where somebody else deletes that; whoever is to rely on the file looks.
+    Verbs raise `StoreError` and `StorageError` where database and disk fail.
     """
 
     def __init__(
@@ -91,19 +94,20 @@ class Library:
     ) -> tuple[Asset, bool]:
         """An asset over bytes that are here, and whether it is new. Raises `BlobNotFound`.
 
-        The newest one over these bytes is returned, to be kept longer, where it has this `file_path`; None
-        takes over that of the newest one.
+        The newest one over these bytes that has this `file_path` is returned, to be kept longer; where there
+        is none, a new one has the bytes of the newest. None is whatever `file_path` the newest has.
         """
         async with AsyncExitStack() as stack:
-            known = await self._of_bytes(blake3, stack)
-            if known is None:
-                raise BlobNotFound("there is no asset with these bytes (any more): upload the file")
             now = self._clock.now()
             expires_at = now + (self._keep_ms if keep_ms is None else keep_ms)
-            if file_path is None or file_path == known.file_path:
-                extended = await self._store.extend_asset(known.id, expires_at)
+            identical = await self._of_bytes(blake3, file_path, now, stack)
+            if identical is not None:
+                extended = await self._store.extend_asset(identical.id, expires_at)
                 if extended is not None:  # else it was forgotten just now
                     return extended, False
+            known = identical or await self._of_bytes(blake3, None, now, stack)
+            if known is None:
+                raise BlobNotFound("there is no asset with these bytes (any more): upload the file")
             asset = Asset(
                 id=self._clock.new_id(),
                 file=known.file,
@@ -118,19 +122,22 @@ class Library:
             return asset, True
 
     async def has(self, blake3: str) -> bool:
-        """Whether `mint` would find these bytes."""
+        """Whether `mint` would find these bytes, now and `LOOKED_AHEAD_MS` later."""
         async with AsyncExitStack() as stack:
-            return await self._of_bytes(blake3, stack) is not None
+            return await self._of_bytes(blake3, None, self._clock.now() + LOOKED_AHEAD_MS, stack) is not None
 
     async def find(self, asset_id: str) -> Asset | OutputAsset:
         """An upload's record, or an output of a task that runs or has ended. Raises `AssetNotFound`."""
         if _ID.fullmatch(asset_id):
             # Looked at first: the outputs of a task that ends between the looks are here no more, but rows.
-            running = _running(asset_id, self._board, self._clock.now())
-            found = await self._store.asset(asset_id, self._clock.now())
-            found_output = found or await self._store.output_asset(asset_id) or running
-            if found_output is not None:
-                return found_output
+            running, now = tuple(self._board.running_artefacts()), self._clock.now()
+            found = (
+                await self._store.asset(asset_id, now)
+                or await self._store.output_asset(asset_id)
+                or _running(asset_id, running, now)
+            )
+            if found is not None:
+                return found
         raise AssetNotFound(f"there is no asset {_told(asset_id)} (any more)")
 
     async def delete(self, asset_id: str) -> None:
@@ -152,7 +159,7 @@ class Library:
         An asset is `{"__type": "core/ASSET", "info": {"id": ...}}`. Nobody forgets its file until `stack`
         ends. An output becomes an upload, which goes again when `stack` ends and no task names it. Raises
         `MissingAsset` for all that are malformed, unknown or without a file; `InputError` for an output that
-        cannot be an input.
+        cannot be an input, whose id is `details["asset"]`.
         """
         ids = [_id_of(tagged) for tagged in _tagged(value)]
         if not ids:
@@ -175,15 +182,12 @@ class Library:
                     named[asset_id] = await self._copied(output.artefact, stack)
                 except FileNotFound:
                     missing.append(asset_id)
+                except InputError as exc:
+                    exc.details.setdefault("asset", asset_id)
+                    raise
         if missing or malformed:
             raise _missing(missing, malformed)
         return _replaced(value, named)
-
-    async def path_of(self, asset: Asset) -> Path:
-        """Where its bytes lie now; it may be forgotten meanwhile (see `open`). Raises `FileNotFound`."""
-        if not await self._uploads.is_there(asset.file):
-            raise _no_file(asset)
-        return self._uploads.path(asset.file)
 
     @asynccontextmanager
     async def open(
@@ -208,9 +212,11 @@ class Library:
             await self._forget({asset.file for asset in gone})
         return len(gone)
 
-    async def _of_bytes(self, blake3: str, stack: AsyncExitStack) -> Asset | None:
-        """A record over these bytes, whose file is there until the stack ends."""
-        known = await self._store.asset_of_bytes(blake3, None, self._clock.now())
+    async def _of_bytes(
+        self, blake3: str, file_path: str | None, moment: int, stack: AsyncExitStack
+    ) -> Asset | None:
+        """The newest record over these bytes, of this path or any; its file is there until the stack ends."""
+        known = await self._store.asset_of_bytes(blake3, None, moment, file_path)
         if known is None or not await self._held(known.file, stack):
             return None
         return known
@@ -264,9 +270,9 @@ class Library:
             log.warning("upload.left", files=list(files), reason=exc.message)
 
 
-def _running(asset_id: str, board: Board, now: int) -> OutputAsset | None:
-    """The output of a running task with this id."""
-    for task_id, artefact in board.running_artefacts():
+def _running(asset_id: str, running: Iterable[tuple[str, Artefact]], now: int) -> OutputAsset | None:
+    """The output with this id. Each id has to be made first: nothing to do for what a row may tell."""
+    for task_id, artefact in running:
         if artefact.id == asset_id:
             return OutputAsset(task_id=task_id, artefact=artefact, created_at=now)
     return None

@@ -22,8 +22,9 @@ from comfyd.errors import (
     MissingAsset,
     StorageError,
     StoreUnavailable,
+    UnsupportedContent,
 )
-from comfyd.library import EXPIRED_AT_ONCE, ID_TOLD, MISSING_TOLD, Library
+from comfyd.library import EXPIRED_AT_ONCE, ID_TOLD, LOOKED_AHEAD_MS, MISSING_TOLD, Library
 from comfyd.maintenance import RETENTION_EVERY_MS, AssetSweep
 from comfyd.progress import Board
 from comfyd.storage.base import Storage
@@ -196,7 +197,6 @@ async def test_an_upload_becomes_a_record_that_is_found(shelf: Shelf) -> None:
         expires_at=shelf.clock.now() + DAY,
     )
     assert await shelf.library.find(asset.id) == asset
-    assert await shelf.library.path_of(asset) == shelf.uploads.path(asset.file)
     assert await read(shelf, asset) == RED
     assert await read(shelf, asset, 1, 3) == RED[1:4]
     assert await read(shelf, asset, 5) == RED[5:]
@@ -288,6 +288,37 @@ async def test_an_identical_reference_is_the_same_record_kept_longer_and_never_s
     assert await shelf.library.find(first.id) == same
 
 
+async def test_references_that_take_turns_are_found_again_and_do_not_pile_up(shelf: Shelf) -> None:
+    first, _ = await shelf.add(name="a.png")
+    second, new = await shelf.library.mint(first.blake3, file_path="b.png")
+    assert new
+    for _ in range(2):
+        for record in (first, second):
+            assert await shelf.library.mint(first.blake3, file_path=record.file_path) == (record, False)
+
+
+async def test_a_reference_whose_own_file_is_gone_is_made_over_one_that_is_there(shelf: Shelf) -> None:
+    data = b"\0\1\2 points"
+    lost, _ = await shelf.add(data, "a.ply")
+    kept, _ = await shelf.add(data, "a.obj")
+    assert lost.file != kept.file
+    shelf.uploads.path(lost.file).unlink()
+    minted, new = await shelf.library.mint(lost.blake3, file_path="a.ply")
+    assert new
+    assert await read(shelf, minted) == data
+
+
+async def test_bytes_that_are_known_have_time_to_be_minted(shelf: Shelf) -> None:
+    asset, _ = await shelf.add(keep_ms=LOOKED_AHEAD_MS + 1)
+    assert await shelf.library.has(asset.blake3)
+    shelf.clock.advance(1)
+    assert not await shelf.library.has(asset.blake3)  # it may be gone before the client comes back
+    shelf.clock.advance(LOOKED_AHEAD_MS - 1)
+    minted, new = await shelf.library.mint(asset.blake3, file_path="p.png")
+    assert (minted.id, new) == (asset.id, False)
+    assert await shelf.library.has(asset.blake3)
+
+
 async def test_a_reference_that_goes_while_it_is_minted_is_made_anew(shelf: Shelf) -> None:
     first, _ = await shelf.add(name="a.png")
 
@@ -320,8 +351,6 @@ async def test_a_record_whose_file_is_gone_is_good_for_nothing(shelf: Shelf) -> 
         await shelf.library.mint(asset.blake3, file_path="a.png")
     assert await missing(shelf, tagged(asset.id)) == [asset.id]
     with pytest.raises(FileNotFound):
-        await shelf.library.path_of(asset)
-    with pytest.raises(FileNotFound):
         await read(shelf, asset)
     again, _ = await shelf.add()
     assert await shelf.library.has(asset.blake3)
@@ -345,6 +374,27 @@ async def test_an_output_is_found_while_its_task_runs_and_when_it_has_ended(shel
     ended = await shelf.library.find(made.id)
     assert isinstance(ended, OutputAsset)
     assert (ended.task_id, ended.artefact, ended.ended_at) == (task_id, made, shelf.clock.now())
+
+
+class Unasked:
+    """An output whose id costs time."""
+
+    key = "t/1/9_0_o.png"
+
+    @property
+    def id(self) -> str:
+        """Made anew whenever somebody asks."""
+        raise AssertionError("nobody should have asked")
+
+
+async def test_what_rows_tell_is_found_without_the_ids_of_all_running_outputs(shelf: Shelf) -> None:
+    asset, _ = await shelf.add()
+    made = await shelf.stored(RED, "o.png")
+    await shelf.ended(made)
+    running: Any = Unasked()
+    shelf.board.stored(shelf.clock.new_id(), running)
+    assert await shelf.library.find(asset.id) == asset
+    assert isinstance(await shelf.library.find(made.id), OutputAsset)
 
 
 async def test_an_output_whose_task_ends_between_the_looks_is_found(shelf: Shelf) -> None:
@@ -637,8 +687,19 @@ async def test_an_output_that_is_too_large_for_an_input_is_refused_before_it_is_
     made = msgspec.structs.replace(await shelf.stored(RED, "o.png"), size_bytes=LIMIT + 1)
     await shelf.ended(made)
     await shelf.storage.delete(made.key)
-    with pytest.raises(InputTooLarge):
+    with pytest.raises(InputTooLarge) as caught:
         await shelf.resolved(tagged(made.id))
+    assert caught.value.details == {"limit": LIMIT, "asset": made.id}
+    assert shelf.files() == []
+
+
+async def test_an_output_that_cannot_be_an_input_is_named_among_others(shelf: Shelf) -> None:
+    fine = await shelf.stored(RED, "o.png")
+    empty = await shelf.stored(b"", "text.txt", type=OutputType.TEXT, node_id="10")
+    await shelf.ended(fine, empty)
+    with pytest.raises(UnsupportedContent) as caught:
+        await shelf.resolved([tagged(fine.id), tagged(empty.id)])
+    assert caught.value.details == {"asset": empty.id}
     assert shelf.files() == []
 
 

@@ -1,6 +1,7 @@
 """Every read and write of assets as one plain function on a database; never the bytes, never a clock.
 
-A record that has expired is there until `expire` takes it, but no other verb tells of it.
+A record that has expired is there until `expire` takes it, but no other verb tells of it; only `extend`, for
+whoever found it before, makes it last again.
 """
 
 from typing import Any, Final
@@ -48,15 +49,18 @@ def get(db: Database, asset_id: str, now: int) -> Asset | None:
     return _only(rows)
 
 
-def of_bytes(db: Database, blake3: str, key_id: str | None, now: int) -> Asset | None:
+def of_bytes(
+    db: Database, blake3: str, key_id: str | None, now: int, file_path: str | None = None
+) -> Asset | None:
     """See `Store.asset_of_bytes`. The index gives them newest first; what has expired is never long there."""
     rows = db.execute(
         """
         SELECT id, file, blake3, size_bytes, content_type, file_path, created_at, expires_at, key_id
         FROM assets INDEXED BY assets_bytes WHERE blake3 = ? AND key_id IS ? AND expires_at > ?
+            AND file_path = coalesce(?, file_path)
         ORDER BY number DESC LIMIT 1
         """,
-        (blake3, key_id, now),
+        (blake3, key_id, now, file_path),
     ).fetchall()
     return _only(rows)
 

@@ -159,8 +159,10 @@ class Store(Protocol):
     async def asset(self, asset_id: str, now: int) -> Asset | None:
         """The record; None if there is none, or it has expired."""
 
-    async def asset_of_bytes(self, blake3: str, key_id: str | None, now: int) -> Asset | None:
-        """The owner's newest record over these bytes that has not expired."""
+    async def asset_of_bytes(
+        self, blake3: str, key_id: str | None, now: int, file_path: str | None = None
+    ) -> Asset | None:
+        """The owner's newest record over these bytes (with `file_path`: called that) that has not expired."""
 
     async def output_asset(self, asset_id: str) -> OutputAsset | None:
         """The artefact of an ended task with this id."""

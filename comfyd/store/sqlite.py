@@ -206,9 +206,11 @@ class SqliteStore:
         """See `Store.asset`."""
         return await self._read(lambda db: assets.get(db, asset_id, now))
 
-    async def asset_of_bytes(self, blake3: str, key_id: str | None, now: int) -> Asset | None:
+    async def asset_of_bytes(
+        self, blake3: str, key_id: str | None, now: int, file_path: str | None = None
+    ) -> Asset | None:
         """See `Store.asset_of_bytes`."""
-        return await self._read(lambda db: assets.of_bytes(db, blake3, key_id, now))
+        return await self._read(lambda db: assets.of_bytes(db, blake3, key_id, now, file_path))
 
     async def output_asset(self, asset_id: str) -> OutputAsset | None:
         """See `Store.output_asset`."""

@@ -78,6 +78,19 @@ async def test_newest_record_over_the_bytes_is_found_and_only_its_owners(store: 
     assert await store.asset_of_bytes(HASH, None, NOW) == first
 
 
+async def test_newest_record_over_the_bytes_with_one_path_is_found_behind_others(store: Store) -> None:
+    older, newer = asset(file_path="a.png"), asset(file_path="a.png", expires_at=NOW + 5)
+    other, foreign = asset(file_path="b.png"), asset(file_path="a.png", key_id="key-1")
+    for each in (older, newer, other, foreign):
+        await store.add_asset(each)
+    assert await store.asset_of_bytes(HASH, None, NOW, "a.png") == newer
+    assert await store.asset_of_bytes(HASH, None, NOW + 5, "a.png") == older
+    assert await store.asset_of_bytes(HASH, None, NOW, "b.png") == other
+    assert await store.asset_of_bytes(HASH, None, NOW, "A.png") is None
+    assert await store.asset_of_bytes(OTHER_HASH, None, NOW, "a.png") is None
+    assert await store.asset_of_bytes(HASH, "key-1", NOW, "a.png") == foreign
+
+
 async def test_older_record_over_the_bytes_serves_once_the_newest_has_expired(store: Store) -> None:
     long, short = asset(expires_at=END), asset(expires_at=NOW + 5)
     await store.add_asset(long)

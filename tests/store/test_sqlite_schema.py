@@ -325,6 +325,7 @@ async def test_no_verb_that_runs_often_walks_a_table_or_sorts(
         lambda db: assets.add(db, asset()),
         lambda db: assets.get(db, record.id, NOW),
         *(partial(assets.of_bytes, blake3=record.blake3, key_id=owner, now=NOW) for owner in (None, "k")),
+        lambda db: assets.of_bytes(db, record.blake3, None, NOW, record.file_path),
         lambda db: assets.output(db, output.id),
         lambda db: assets.extend(db, record.id, NOW + 9999),
         lambda db: assets.delete(db, record.id, NOW),
