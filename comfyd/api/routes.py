@@ -61,7 +61,6 @@ ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
     ("POST", "/api/v2/assets", assets.upload),
     ("POST", "/api/v2/assets/from-hash", assets.from_hash),
     ("HEAD", "/api/v2/assets/by-hash/{hash}", assets.by_hash),
-    ("GET", "/api/v2/assets/by-hash/{hash}", assets.by_hash),
     ("GET", "/api/v2/assets/{asset_id}", assets.read),
     ("DELETE", "/api/v2/assets/{asset_id}", assets.delete),
     ("GET", "/api/v2/assets/{asset_id}/content", assets.content),

@@ -165,6 +165,20 @@ async def test_progress_takes_no_step_back_in_another_attempt(edge: Edge) -> Non
         assert [name for name, _ in await rest(events)] == ["output", "status"]
 
 
+async def test_status_is_told_once_however_often_it_is_looked_at(edge: Edge) -> None:
+    job_id = await submitted(edge)
+    async with stream(edge, job_id) as events:
+        await anext(events)
+        claim = await edge.claim(job_id)
+        edge.state.board.status(job_id, Status.RUNNING)
+        edge.state.board.status(job_id, Status.RUNNING)
+        await edge.succeed(claim)
+        assert [data["status"] for name, data in await rest(events) if name == "status"] == [
+            "running",
+            "succeeded",
+        ]
+
+
 async def test_cancel_of_a_running_job_is_told_at_once(edge: Edge) -> None:
     job_id = await submitted(edge)
     claim = await edge.claim(job_id)

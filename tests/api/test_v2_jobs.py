@@ -1,5 +1,6 @@
 """Jobs are tasks in the words of the official contract, in every state that a task can be in."""
 
+import asyncio
 import dataclasses
 from datetime import datetime
 from pathlib import Path
@@ -9,14 +10,17 @@ import msgspec
 import pytest
 
 from comfyd.api.links import Link, Links
+from comfyd.api.sights import Sight
 from comfyd.api.state import State
+from comfyd.api.v2.jobs import may_end_soon
 from comfyd.config import Config, ServerConfig
+from comfyd.estimate import Estimate
 from comfyd.signing import KEY_BYTES, Signer
 from comfyd.tasks import Artefact, OutputType, Settlement, Status, Step, TaskError
 from tests.api.conftest import GONE, Edge, serving
 from tests.support.comfy_v2 import check, check_error, check_job
 from tests.support.service import configuration
-from tests.support.values import GRAPH, artefact
+from tests.support.values import GRAPH, artefact, task
 
 JOBS = "/api/v2/jobs"
 UNKNOWN = "5e1f6c1e-0000-4000-8000-00000000dead"
@@ -116,6 +120,38 @@ async def test_running_job_says_how_far_it_is(edge: Edge) -> None:
         "steps": 20,
         "message": None,
     }
+
+
+async def test_first_look_at_a_new_job_waits_for_its_end(edge: Edge) -> None:
+    job = await submitted(edge)
+    looking = asyncio.ensure_future(read(edge, job["id"]))
+    await edge.watched(job["id"])
+    await edge.succeed(await edge.claim(job["id"]), picture(job["id"]))
+    assert (await looking)["status"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("status", "age", "position", "soon"),
+    [
+        (Status.QUEUED, 0, 1, True),
+        (Status.QUEUED, 0, 2, False),
+        (Status.QUEUED, 0, None, False),
+        (Status.RUNNING, 499, None, True),
+        (Status.RUNNING, 500, None, False),
+        (Status.RUNNING, -1, None, False),  # the clock was set back
+        (Status.SUCCEEDED, 0, None, False),
+    ],
+)
+def test_only_a_new_job_whose_turn_has_come_is_waited_for(
+    status: Status, age: int, position: int | None, soon: bool
+) -> None:
+    seen = Sight(
+        task=task(status=status, created_at=10_000),
+        estimate=Estimate(queue_position=position),
+        progress=None,
+        artefacts=(),
+    )
+    assert may_end_soon(seen, 10_000 + age) is soon
 
 
 async def test_outputs_appear_while_the_job_runs(edge: Edge) -> None:

@@ -43,7 +43,6 @@ STATUSES: Final = (
 ROUTES: Final = (
     ("/api/v2/jobs", "get", "10: lists"),
     ("/api/v2/health", "get", "2: extras of the proxy"),
-    ("/api/v2/assets/by-hash/{hash}", "get", "1: additions within v2; beside HEAD"),
 )
 
 
@@ -62,7 +61,7 @@ def extended(document: dict[str, Any]) -> dict[str, Any]:
         responses = paths[path][method]["responses"]
         assert str(status) not in responses
         responses[str(status)] = answer(ref("schemas", "ErrorEnvelope"))
-    for (path, method, _), operation in zip(ROUTES, (listing(), health(), existence()), strict=True):
+    for (path, method, _), operation in zip(ROUTES, (listing(), health()), strict=True):
         known = paths.setdefault(path, {})
         assert method not in known
         known[method] = operation
@@ -129,14 +128,6 @@ def health() -> dict[str, Any]:
         "properties": {"status": {"enum": ["healthy"]}, "upstream": {"type": "string"}},
     }
     return {"responses": {"200": answer(state)}}
-
-
-def existence() -> dict[str, Any]:
-    """`GET /assets/by-hash/{hash}`: what HEAD says."""
-    return {
-        "parameters": [ref("parameters", "BlakeHash")],
-        "responses": {"200": {"description": "It is there."}, "404": {"description": "It is not."}},
-    }
 
 
 def exemplified(document: dict[str, Any], client: Comfy) -> dict[str, Any]:

@@ -67,20 +67,6 @@ _MINTED: Final = (
 )
 
 
-def _by_hash(method: str) -> Operation:
-    return Operation(
-        id=f"{method}_asset_by_hash",
-        tag=TAG,
-        summary="Whether an asset can be made of these bytes without sending them",
-        parameters=(_HASH,),
-        answers=(
-            Answer(status=200, description="It can."),
-            Answer(status=404, description="It cannot."),
-        ),
-        errors=STORE,
-    )
-
-
 OPERATIONS: Final[dict[Row, Operation]] = {
     ("POST", "/api/v2/jobs"): Operation(
         id="submit_job",
@@ -185,8 +171,17 @@ OPERATIONS: Final[dict[Row, Operation]] = {
         answers=_MINTED,
         errors=(*BODY, InvalidField, errors.BlobNotFound, *STORE, errors.InsufficientStorage),
     ),
-    ("HEAD", "/api/v2/assets/by-hash/{hash}"): _by_hash("head"),
-    ("GET", "/api/v2/assets/by-hash/{hash}"): _by_hash("get"),
+    ("HEAD", "/api/v2/assets/by-hash/{hash}"): Operation(
+        id="head_asset_by_hash",
+        tag=TAG,
+        summary="Whether an asset can be made of these bytes without sending them",
+        parameters=(_HASH,),
+        answers=(
+            Answer(status=200, description="It can."),
+            Answer(status=404, description="It cannot."),
+        ),
+        errors=STORE,
+    ),
     ("GET", "/api/v2/assets/{asset_id}"): Operation(
         id="read_asset",
         tag=TAG,

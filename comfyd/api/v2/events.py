@@ -43,7 +43,8 @@ class JobTelling:
         self._base = base_url(connection)
         self._task_id = task_id
         self._told: set[str] = set()
-        self._position: int | None = None
+        self._standing: tuple[str, int | None] | None = None
+        """What was last told of its status."""
         self._highest = 0.0
 
     def standing(self, task: Task) -> object:
@@ -54,18 +55,17 @@ class JobTelling:
         """See `Telling`: its status, what it has made so far, and how far it is."""
         status = self._status(sight.task, sight.estimate.queue_position)
         outputs = [event for artefact in sight.artefacts for event in await self._output(artefact)]
-        if status.final:
-            return [*outputs, status]
+        if sight.task.status.terminal:
+            return [*outputs, *status]
         if sight.task.status is Status.RUNNING and sight.progress is not None:
-            return [status, *outputs, self._progress(sight.progress)]
-        return [status, *outputs]
+            return [*status, *outputs, self._progress(sight.progress)]
+        return [*status, *outputs]
 
     async def waiting(self, task: Task) -> Sequence[Event]:
         """See `Telling`: where it stands in the queue, if that has changed."""
         if task.status is not Status.QUEUED:
             return ()
-        position = (await self._state.estimator.of(task)).queue_position
-        return () if position == self._position else [self._status(task, position)]
+        return self._status(task, (await self._state.estimator.of(task)).queue_position)
 
     async def happened(self, event: Event) -> Sequence[Event]:
         """See `Telling`."""
@@ -84,10 +84,13 @@ class JobTelling:
         )
         return Event(name="preview", data=encoded(body))
 
-    def _status(self, task: Task, position: int | None) -> Event:
-        self._position = position
+    def _status(self, task: Task, position: int | None) -> Sequence[Event]:
+        """None where that was what was told last: several looks may find a task as it was."""
+        if (word(task), position) == self._standing:
+            return ()
+        self._standing = (word(task), position)
         body = JobStatusView(status=word(task), queue_position=position)
-        return Event(name="status", data=encoded(body), final=task.status.terminal)
+        return [Event(name="status", data=encoded(body), final=task.status.terminal)]
 
     async def _output(self, artefact: Artefact) -> Sequence[Event]:
         """Once for each: what was told may come again with the next look at the task."""

@@ -16,14 +16,19 @@ from comfyd.api.v2.errors import InvalidLabelFilter
 from comfyd.api.v2.schemas import JobItemView, JobListView, JobView, JobWorkflowView
 from comfyd.api.v2.submissions import label_problem, submission
 from comfyd.api.v2.views import STATUSES, item_view, job_view, kept_until, outputs_of, word
+from comfyd.api.waiting import until_ended
 from comfyd.errors import IdempotencyKeyReuse, MalformedRequest, TaskNotFound
-from comfyd.tasks import IdempotencyKey, Task, TaskFilter
+from comfyd.tasks import IdempotencyKey, Status, Task, TaskFilter
 
 PAGE: Final = 50
 """Jobs on a page where the client names no `limit`."""
 PAGE_MOST: Final = 100
 FILTERS: Final = 3
 """Labels that a list can be asked for at once."""
+
+YOUNG_MS: Final = 500
+"""How old a job is at most for whose end a look at it waits."""
+HELD_SECONDS: Final = 0.25
 
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 _FILTER: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
@@ -56,9 +61,23 @@ def _used() -> IdempotencyKeyReuse:
 
 
 async def read(request: Request) -> Response:
-    """`GET /api/v2/jobs/{job_id}`."""
-    sight = await look(state_of(request), job_id(request))
+    """`GET /api/v2/jobs/{job_id}`.
+
+    The official clients look as soon as they have submitted, and then only after half a second: that first
+    look waits for a job that may end at once.
+    """
+    state, wanted = state_of(request), job_id(request)
+    sight = await look(state, wanted)
+    if may_end_soon(sight, state.clock.now()):
+        await until_ended(state, wanted, HELD_SECONDS, request.receive)
+        sight = await look(state, wanted)
     return JsonResponse(await _shown(request, sight), headers=_NO_STORE)
+
+
+def may_end_soon(sight: Sight, now: int) -> bool:
+    """Whether it is worth while to wait for the end of this job: it is new, and its turn has come."""
+    young = 0 <= now - sight.task.created_at < YOUNG_MS
+    return young and (sight.task.status is Status.RUNNING or sight.estimate.queue_position == 1)
 
 
 async def workflow(request: Request) -> Response:
