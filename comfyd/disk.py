@@ -128,12 +128,17 @@ async def write_stream(
             await on_disk(what, finish, held)
     except BaseException:
         for ours in made:
-            try:
-                await on_disk(what, ours.unlink, missing_ok=True)
-            except StorageError as exc:  # what went wrong before says more, above all a cancellation
-                log.warning("disk.left", file=str(ours), reason=exc.message)
+            await _unmade(what, ours)
         raise
     return counting.digest
+
+
+async def _unmade(what: str, path: Path) -> None:
+    """Take a half-made file back, as far as the disk lets go of it."""
+    try:
+        await on_disk(what, path.unlink, missing_ok=True)
+    except StorageError as exc:  # what went wrong before says more, above all a cancellation
+        log.warning("disk.left", file=str(path), reason=exc.message)
 
 
 async def read_blocks(what: str, path: Path) -> AsyncGenerator[bytes, None]:

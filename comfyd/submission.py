@@ -202,13 +202,12 @@ class Submission:
         failpoints.reach("accept.checked")
         if credentials:  # before the row is there: a worker may claim it at once
             self._credentials.keep(new.id, credentials)
+        added: Added | None = None
         try:
             added = await self._store.add(new, key, self._clock.now())
-        except BaseException:
-            self._credentials.forget(new.id)
-            raise
-        if added.replayed:
-            self._credentials.forget(new.id)
+        finally:
+            if added is None or added.replayed:
+                self._credentials.forget(new.id)
         failpoints.reach("accept.committed")
         if not added.replayed:
             self._queue.offer(added.task)
