@@ -32,19 +32,24 @@ class Estimator:
             return Estimate(eta_seconds=await self._running(task))
         return Estimate()
 
+    async def position(self, task: Task) -> int | None:
+        """The estimate's `queue_position` alone, which takes a look at the queue and no more."""
+        if task.status is not Status.QUEUED:
+            return None
+        ahead = await self._store.ahead(task, self._clock.now())
+        return None if ahead >= AHEAD_MOST else ahead + 1
+
     async def _queued(self, task: Task) -> Estimate:
-        now = self._clock.now()
-        ahead = await self._store.ahead(task, now)
-        if ahead >= AHEAD_MOST:
+        position = await self.position(task)
+        if position is None:
             return Estimate()
-        position = ahead + 1
         own = await self._store.run_times(task.shape)
         overall = await self._store.mean_run_time()
         if overall is None or own is None:
             return Estimate(queue_position=position)
         running = (await self._store.counts())[Status.RUNNING]
         before = (position - 1 + running / 2) * overall.mean_ms / self._servers
-        delay = max(task.available_at - now, 0)
+        delay = max(task.available_at - self._clock.now(), 0)
         return Estimate(queue_position=position, eta_seconds=_seconds(max(before, delay) + own.mean_ms))
 
     async def _running(self, task: Task) -> float | None:

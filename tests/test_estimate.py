@@ -1,5 +1,7 @@
 """Where a task stands and when it may end."""
 
+from typing import Any
+
 from comfyd.estimate import Estimate, Estimator
 from comfyd.progress import Board, Progress
 from comfyd.store.base import AHEAD_MOST
@@ -94,6 +96,26 @@ async def test_a_claimed_task_that_does_not_run_yet_takes_its_whole_mean() -> No
 async def test_an_ended_task_has_no_estimate() -> None:
     found = await estimator(Past(1, 1), Board(), HandClock()).of(task(status=Status.FAILED, completed_at=1))
     assert found == Estimate()
+
+
+class Line:
+    """A store that knows the queue, and nothing of the past."""
+
+    def __init__(self, ahead: int) -> None:
+        self._ahead = ahead
+
+    async def ahead(self, task: Task, now: int) -> int:
+        """See `Store`."""
+        assert now >= task.created_at
+        return self._ahead
+
+
+async def test_a_place_in_the_queue_needs_no_past_runs() -> None:
+    for ahead, place in ((0, 1), (4, 5), (AHEAD_MOST, None)):
+        line: Any = Line(ahead)
+        in_line = Estimator(line, Board(), HandClock(), 1)
+        assert await in_line.position(task()) == place
+        assert await in_line.position(task(status=Status.RUNNING)) is None
 
 
 async def test_far_back_in_the_queue_nothing_is_said() -> None:

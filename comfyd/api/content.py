@@ -10,6 +10,7 @@ from typing import Final
 from urllib.parse import quote
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -23,10 +24,6 @@ OpenFile = Callable[[int, int], AbstractAsyncContextManager[StoredFile]]
 """Opens the file to read so many bytes from a start on. Entering it raises what there is to be said."""
 
 _RANGE: Final = re.compile(r"bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})", re.ASCII)
-
-
-class NoSuchRange(Exception):
-    """The range lies outside the file."""
 
 
 class Content(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,11 +43,7 @@ def answer(request: Request, content: Content, open_file: OpenFile) -> Response:
     tag = headers["ETag"]
     if _names(request.headers.get("if-none-match"), tag):
         return Response(status_code=304, headers=headers)
-    try:
-        span = _span(request, content.size_bytes, tag)
-    except NoSuchRange:
-        headers["Content-Range"] = f"bytes */{content.size_bytes}"
-        return Response(status_code=416, headers={**headers, "Content-Length": "0"})
+    span = _span(request, content.size_bytes, tag)
     start, length = span or (0, content.size_bytes)
     if span is not None:
         headers["Content-Range"] = f"bytes {start}-{start + length - 1}/{content.size_bytes}"
@@ -80,8 +73,9 @@ def _names(header: str | None, tag: str) -> bool:
 
 
 def _span(request: Request, size: int, tag: str) -> tuple[int, int] | None:
-    """Start and length of the one range that is asked for; None for the whole file. Raises `NoSuchRange`.
+    """Start and length of the one range that is asked for; None for the whole file.
 
+    Raises the framework's 416 for one that lies outside it.
     Several ranges, other units and a range for other bytes (`If-Range`) are answered with the whole file.
     """
     found = _RANGE.fullmatch(request.headers.get("range", "").strip())
@@ -90,15 +84,20 @@ def _span(request: Request, size: int, tag: str) -> tuple[int, int] | None:
     if not found[1]:  # the last so many bytes
         length = min(int(found[2]), size)
         if length == 0:
-            raise NoSuchRange
+            raise _outside(size)
         return size - length, length
     start = int(found[1])
     last = min(int(found[2]), size - 1) if found[2] else size - 1
     if found[2] and int(found[2]) < start:
         return None  # no range at all, by RFC 9110
     if start >= size:
-        raise NoSuchRange
+        raise _outside(size)
     return start, last - start + 1
+
+
+def _outside(size: int) -> HTTPException:
+    headers = {"Content-Range": f"bytes */{size}", "Accept-Ranges": "bytes"}
+    return HTTPException(416, f"the range lies outside the {size} bytes of this file", headers)
 
 
 class FileAnswer(Response):

@@ -170,7 +170,7 @@ async def _on_framework_error(connection: HTTPConnection, error: Exception) -> R
     """404 and 405 of the router, and what the framework refuses by itself."""
     assert isinstance(error, HTTPException)  # noqa: S101 - how the framework calls it
     code = face_of(connection.scope).framework_codes.get(error.status_code, "invalid_request")
-    path = connection.url.path
+    path = connection.url.path[:200]
     messages = {404: f"there is nothing at {path}", 405: f"{path} does not take this method"}
     message = messages.get(error.status_code, error.detail)
     headers = dict(error.headers or {})

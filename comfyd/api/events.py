@@ -23,7 +23,7 @@ from comfyd.api.sights import Sight, look
 from comfyd.api.state import State, state_of
 from comfyd.api.tasks import shown
 from comfyd.api.waiting import LOOK_SECONDS, found, gone, unless_stopped
-from comfyd.errors import MalformedRequest, TaskNotFound
+from comfyd.errors import MalformedRequest, StoreError, TaskNotFound
 from comfyd.progress import Event, Preview, Watcher
 from comfyd.tasks import Artefact, Task
 
@@ -33,7 +33,6 @@ NORMAL, GOING_AWAY, TOO_SLOW = 1000, 1001, 1008
 """Close codes of a WebSocket."""
 
 _MARK: Final = Event(name="mark")
-_FLEETING: Final = frozenset({"progress", "preview"})
 _ARTEFACT: Final = msgspec.json.Decoder(Artefact)
 
 
@@ -132,8 +131,9 @@ class Reader:
         sight = await look(self._state, self._task_id)
         self._watcher.put(_MARK)
         self._marks += 1
-        self._standing = self._telling.standing(sight.task)
-        return await self._telling.task(sight)
+        events = await self._telling.task(sight)
+        self._standing = self._telling.standing(sight.task)  # not before all of it can be told
+        return events
 
     async def following(self) -> AsyncIterator[Event | None]:
         """What happens from then on, to the end or until the reader was too slow; None when it is quiet."""
@@ -146,7 +146,10 @@ class Reader:
                 continue
             if event is not None and self._said(event):
                 continue
-            events = await self._words(event)
+            try:
+                events = await self._words(event)
+            except StoreError:
+                events = ()  # what was to be told is found at the next look
             for each in events or (None,):
                 yield each
             if events and events[-1].final:
@@ -154,9 +157,9 @@ class Reader:
 
     def _said(self, event: Event) -> bool:
         """Whether the last look at the task, or the opening, has told this already."""
-        if event.picture is not None and event.picture is self._picture:
-            return True
-        return self._marks > 0 and event.name in _FLEETING
+        if event.picture is not None:
+            return event.picture is self._picture
+        return self._marks > 0 and event.name == "progress"
 
     async def _words(self, event: Event | None) -> Sequence[Event]:
         """What an event has to say, or that there was none for a while."""

@@ -135,7 +135,9 @@ def _explained(text: str) -> tuple[str, str]:
         if expected and message.startswith(("Expected `str` matching", "Invalid enum value")):
             return expected, path
         return message.replace("`", ""), path
-    name = field[1]
+    name = field[1][:100]
+    if path == "$.extra_data":  # a secret may have come as a key: it is not repeated
+        return "takes api_key_comfy_org alone", path
     if "missing" in message:
         return "is required", f"{path}.{name}"
     return _ELSEWHERE.get(name, "there is no such field"), f"{path}.{name}"

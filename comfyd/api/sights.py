@@ -4,7 +4,6 @@ import msgspec
 
 from comfyd.api.state import State
 from comfyd.api.waiting import found
-from comfyd.estimate import Estimate
 from comfyd.progress import Progress
 from comfyd.tasks import Artefact, Status, Task
 
@@ -20,7 +19,6 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     """One look at a task."""
 
     task: Task
-    estimate: Estimate
     progress: Progress | None
     """None while nothing runs, or nothing is known yet."""
     artefacts: tuple[Artefact, ...]
@@ -31,10 +29,10 @@ async def look(state: State, task_id: str) -> Sight:
     """Raises `TaskNotFound`."""
     # A task that ends between the two looks is read as running and has no progress any more.
     before = Seen(progress=state.board.progress(task_id), artefacts=state.board.artefacts(task_id))
-    return await sight_of(state, await found(state, task_id), before)
+    return sight_of(state, await found(state, task_id), before)
 
 
-async def sight_of(state: State, task: Task, before: Seen | None = None) -> Sight:
+def sight_of(state: State, task: Task, before: Seen | None = None) -> Sight:
     """A task whose row was read already; `before` is for one of which the board has nothing any more."""
     before = before or Seen()
     artefacts = task.artefacts
@@ -42,7 +40,6 @@ async def sight_of(state: State, task: Task, before: Seen | None = None) -> Sigh
         artefacts = state.board.artefacts(task.id) or before.artefacts
     return Sight(
         task=task,
-        estimate=Estimate() if task.status.terminal else await state.estimator.of(task),
         progress=state.board.progress(task.id) or before.progress,
         artefacts=artefacts,
     )

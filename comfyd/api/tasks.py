@@ -279,11 +279,12 @@ async def looked_up(connection: HTTPConnection, task_id: str) -> TaskView:
 
 async def viewed(connection: HTTPConnection, task: Task, *, data: bool = True) -> TaskView:
     """The same of a row that was read already; `data` says whether small files are shown whole."""
-    return await shown(connection, await sight_of(state_of(connection), task), data=data)
+    return await shown(connection, sight_of(state_of(connection), task), data=data)
 
 
 async def shown(connection: HTTPConnection, sight: Sight, *, data: bool = True) -> TaskView:
     """What was seen, in the words of this API."""
-    base = base_url(connection)
-    outputs = await state_of(connection).links.outputs(sight.artefacts, base, data=data)
-    return task_view(sight.task, sight.estimate, sight.progress, outputs, base)
+    state, base = state_of(connection), base_url(connection)
+    estimate = await state.estimator.of(sight.task)
+    outputs = await state.links.outputs(sight.artefacts, base, data=data)
+    return task_view(sight.task, estimate, sight.progress, outputs, base)

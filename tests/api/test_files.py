@@ -99,8 +99,10 @@ async def test_range_outside_the_file_is_416(edge: Edge) -> None:
     made = await stored(edge)
     for asked in (f"bytes={len(DATA)}-", "bytes=99999-100000", "bytes=-0"):
         response, body = await fetched(edge, made, Range=asked)
-        assert (response.status, body) == (416, b""), asked
+        assert (response.status, orjson.loads(body)["error"]["code"]) == (416, "invalid_request"), asked
+        assert response.headers["Content-Type"] == "application/json"
         assert response.headers["Content-Range"] == f"bytes */{len(DATA)}"
+        assert "Content-Disposition" not in response.headers
 
 
 async def test_what_is_not_one_range_of_these_bytes_is_answered_with_the_whole_file(edge: Edge) -> None:

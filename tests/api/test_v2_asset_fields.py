@@ -84,7 +84,16 @@ def test_hashes_are_compared_in_small_letters() -> None:
 def test_content_types_are_media_types() -> None:
     for text in ("image/png", "image/svg+xml", "text/plain; charset=utf-8", "text/plain;charset=utf-8"):
         assert asset_fields.content_type(text) == text
-    for text in ("", "image", "image/", "image/png\r\nX: y", "image/png ; \n", f"image/{'x' * CONTENT_TYPE}"):
+    for text in (
+        "",
+        "image",
+        "image/",
+        "image/png\r\nX: y",
+        "image/png ; \n",
+        "image/png\r\n;a=b",
+        "image/png\n;a=b",
+        f"image/{'x' * CONTENT_TYPE}",
+    ):
         with pytest.raises(MalformedRequest) as caught:
             asset_fields.content_type(text)
         assert caught.value.details == {"field": "content_type"}

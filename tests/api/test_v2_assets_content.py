@@ -166,7 +166,8 @@ async def test_ranges_are_answered_with_their_bytes_and_others_with_416(edge: Ed
         for method in ("GET", "HEAD"):
             response, body = await fetched(edge, asset_id, method, Range=asked)
             if span is None:
-                assert (response.status, body) == (416, b""), asked
+                assert response.status == 416, asked
+                assert (code_of(body) if method == "GET" else body) in {"invalid_request", b""}
                 assert response.headers["Content-Range"] == f"bytes */{len(DATA)}"
                 continue
             start, length = span

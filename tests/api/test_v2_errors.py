@@ -104,6 +104,13 @@ async def test_routers_own_errors_wear_the_envelope(edge: Edge) -> None:
             assert (response.status, check_error(await response.json())[0]) == (status, code), path
 
 
+async def test_what_was_asked_for_is_not_repeated_at_any_length(edge: Edge) -> None:
+    for method in ("GET", "POST"):
+        for path in (f"/api/v2/{'x' * 9000}", f"/api/comfyui-interrupt/{'x' * 9000}"):
+            status, body = await edge.call(method, path)
+            assert (status, len(check_error(body)[1]) < 300) == (404, True), path
+
+
 async def test_page_of_another_site_is_refused(edge: Edge) -> None:
     headers = {"Origin": "https://elsewhere.example"}
     status, body = await edge.call("POST", "/api/v2/jobs", json={}, headers=headers)

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,9 @@ import msgspec
 from starlette.requests import HTTPConnection
 
 from comfyd.api.events import Reader
+from comfyd.api.state import State
 from comfyd.api.v2.events import JobTelling
+from comfyd.errors import StoreUnavailable
 from comfyd.progress import EVENTS_HELD, Preview, Watcher
 from comfyd.tasks import Artefact, Settlement, Status, TaskError
 from tests.api.conftest import Edge, until
@@ -190,6 +193,38 @@ async def test_cancel_of_a_running_job_is_told_at_once(edge: Edge) -> None:
         assert [data["status"] for _, data in await rest(events)] == ["canceled"]
 
 
+class Failing:
+    """A database that answers the first look at a task, fails at so many, and answers again."""
+
+    def __init__(self, store: Any, failures: int) -> None:
+        self._store = store
+        self._failures = failures
+        self._looks = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def get(self, task_id: str) -> Any:
+        """See `Store`."""
+        self._looks += 1
+        if 1 < self._looks <= 1 + self._failures:
+            raise StoreUnavailable("the database does not answer")
+        return await self._store.get(task_id)
+
+
+async def test_database_that_fails_for_a_while_ends_no_stream(edge: Edge) -> None:
+    job_id = await submitted(edge)
+    store: Any = Failing(edge.state.store, failures=3)
+    state = dataclasses.replace(edge.state, store=store)
+    with edge.state.board.watch(job_id) as watcher:
+        reader = reader_of(state, job_id, watcher)
+        await reader.opening()
+        await edge.succeed(await edge.claim(job_id), output(job_id))  # two statuses, both looked for in vain
+        following = [event async for event in reader.following()]
+    assert following[:2] == [None, None]
+    assert [event.name for event in following if event is not None] == ["output", "status"]
+
+
 async def test_failure_ends_the_stream(edge: Edge) -> None:
     job_id = await submitted(edge)
     claim = await edge.claim(job_id)
@@ -255,17 +290,17 @@ async def test_head_of_a_stream_ends(edge: Edge) -> None:
     await until(lambda: edge.state.board.watchers == 0)
 
 
-def reader_of(edge: Edge, job_id: str, watcher: Watcher) -> Reader:
+def reader_of(state: State, job_id: str, watcher: Watcher) -> Reader:
     """A reader that looks at the row whenever nothing has come for a moment."""
-    app = SimpleNamespace(state=SimpleNamespace(comfyd=edge.state))
+    app = SimpleNamespace(state=SimpleNamespace(comfyd=state))
     scope = {"type": "http", "app": app, "scheme": "http", "headers": [], "server": ("h", 1)}
-    return Reader(edge.state, job_id, watcher, JobTelling(HTTPConnection(scope), job_id, quiet=0.01))
+    return Reader(state, job_id, watcher, JobTelling(HTTPConnection(scope), job_id, quiet=0.01))
 
 
 async def test_job_that_moves_up_in_the_queue_says_so(edge: Edge) -> None:
     first, second = await submitted(edge), await submitted(edge)
     with edge.state.board.watch(second) as watcher:
-        reader = reader_of(edge, second, watcher)
+        reader = reader_of(edge.state, second, watcher)
         (status,) = await reader.opening()
         assert msgspec.json.decode(status.data)["queue_position"] == 2
         following = reader.following()
@@ -286,7 +321,7 @@ async def test_quiet_stream_of_a_running_job_only_says_that_it_is_there(edge: Ed
     job_id = await submitted(edge)
     await edge.claim(job_id)
     with edge.state.board.watch(job_id) as watcher:
-        reader = reader_of(edge, job_id, watcher)
+        reader = reader_of(edge.state, job_id, watcher)
         await reader.opening()
         following = reader.following()
         assert [await anext(following) for _ in range(3)] == [None] * 3
@@ -297,7 +332,7 @@ async def test_picture_that_came_before_the_opening_is_told_once(edge: Edge) -> 
     await edge.claim(job_id)
     with edge.state.board.watch(job_id) as watcher:
         show(edge, job_id)
-        reader = reader_of(edge, job_id, watcher)
+        reader = reader_of(edge.state, job_id, watcher)
         assert [event.name for event in await reader.opening()] == ["status", "preview"]
         following = reader.following()
         assert await anext(following) is None

@@ -10,11 +10,9 @@ import msgspec
 import pytest
 
 from comfyd.api.links import Link, Links
-from comfyd.api.sights import Sight
 from comfyd.api.state import State
-from comfyd.api.v2.jobs import may_end_soon
+from comfyd.api.v2.jobs import has_its_turn, is_new
 from comfyd.config import Config, ServerConfig
-from comfyd.estimate import Estimate
 from comfyd.signing import KEY_BYTES, Signer
 from comfyd.tasks import Artefact, OutputType, Settlement, Status, Step, TaskError
 from tests.api.conftest import GONE, Edge, serving
@@ -131,27 +129,28 @@ async def test_first_look_at_a_new_job_waits_for_its_end(edge: Edge) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "age", "position", "soon"),
+    ("age", "new"),
     [
-        (Status.QUEUED, 0, 1, True),
-        (Status.QUEUED, 0, 2, False),
-        (Status.QUEUED, 0, None, False),
-        (Status.RUNNING, 499, None, True),
-        (Status.RUNNING, 500, None, False),
-        (Status.RUNNING, -1, None, False),  # the clock was set back
-        (Status.SUCCEEDED, 0, None, False),
+        (0, True),
+        (499, True),
+        (500, False),
+        (-1, False),  # the clock was set back
     ],
 )
-def test_only_a_new_job_whose_turn_has_come_is_waited_for(
-    status: Status, age: int, position: int | None, soon: bool
-) -> None:
-    seen = Sight(
-        task=task(status=status, created_at=10_000),
-        estimate=Estimate(queue_position=position),
-        progress=None,
-        artefacts=(),
-    )
-    assert may_end_soon(seen, 10_000 + age) is soon
+def test_only_a_job_of_this_moment_is_new(age: int, new: bool) -> None:
+    assert is_new(task(created_at=10_000), 10_000 + age) is new
+
+
+async def test_job_is_waited_for_only_where_its_turn_has_come(edge: Edge) -> None:
+    first, second = await submitted(edge), await submitted(edge)
+    row = await edge.state.store.get(second["id"])
+    assert row is not None
+    assert not await has_its_turn(edge.state, row)
+    await edge.succeed(await edge.claim(first["id"]))
+    assert await has_its_turn(edge.state, row)
+    claim = await edge.claim(second["id"])
+    assert await has_its_turn(edge.state, claim.task)
+    assert not await has_its_turn(edge.state, await edge.succeed(claim))
 
 
 async def test_outputs_appear_while_the_job_runs(edge: Edge) -> None:

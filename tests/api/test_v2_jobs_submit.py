@@ -88,6 +88,18 @@ async def test_bad_labels_are_named(edge: Edge) -> None:
         assert named in message
 
 
+async def test_extra_data_that_is_wrong_is_not_repeated(edge: Edge) -> None:
+    secret = "comfyui-" + "0123456789abcdef"
+    wrong = [{secret: 1}, {secret + "x" * 9000: secret}, {"api_key_comfy_org": [secret]}, [secret], secret]
+    wrong += [{"api_key_comfy_org": secret + "\n"}, {"api_key_comfy_org": secret * 1000}]
+    for extra_data in wrong:
+        async with edge.http.post(
+            f"{edge.base}{JOBS}", json={"workflow": GRAPH, "extra_data": extra_data}
+        ) as response:
+            body = await response.text()
+            assert (response.status, secret in body, len(body) < 300) == (400, False, True), body
+
+
 async def test_labels_of_the_largest_size_are_kept(edge: Edge) -> None:
     labels = {f"{number:02}" + "k" * 38: "é" * 128 for number in range(16)}
     status, job = await edge.call("POST", JOBS, json={"workflow": GRAPH, "metadata": labels})

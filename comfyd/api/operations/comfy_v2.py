@@ -5,6 +5,7 @@ from typing import Any, Final, get_args
 from comfyd import errors
 from comfyd.api.operations.operation import ACCEPTED, BODY, STORE, Answer, Operation, Row
 from comfyd.api.parameters import CURSOR, KEY_ONCE, STRING, Parameter
+from comfyd.api.schemas import ErrorView
 from comfyd.api.v2 import assets, schemas
 from comfyd.api.v2.errors import InvalidField, InvalidLabelFilter, InvalidLabels
 from comfyd.api.v2.jobs import FILTERS, PAGE, PAGE_MOST
@@ -211,7 +212,7 @@ OPERATIONS: Final[dict[Row, Operation]] = {
             Answer(status=206, description="A part of them.", media_type="*/*"),
             Answer(status=302, description="They are in a storage that gives them to anybody with this url."),
             Answer(status=304, description="The client has them."),
-            Answer(status=416, description="The range lies outside them."),
+            Answer(status=416, description="The range lies outside them.", kind=ErrorView),
         ),
         errors=(
             errors.AssetNotFound,

@@ -161,7 +161,7 @@ OPERATIONS: Final[dict[Row, Operation]] = {
             Answer(status=200, description="The file.", media_type="*/*"),
             Answer(status=206, description="A part of it.", media_type="*/*"),
             Answer(status=304, description="The client has it."),
-            Answer(status=416, description="The range lies outside it."),
+            Answer(status=416, description="The range lies outside it.", kind=schemas.ErrorView),
         ),
         errors=(errors.InvalidSignature, errors.FileNotFound, errors.StorageError, *STORE),
     ),

@@ -18,7 +18,7 @@ EXPIRES_IN: Final = (60, 604_800)
 _INPUT: Final = "input"
 """The only folder that a file can be meant for: comfyd brings inputs to ComfyUI, and installs no models."""
 _HASH: Final = re.compile(r"blake3:([0-9a-f]{64})", re.IGNORECASE)
-_TYPE: Final = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+(\s*;[\x20-\x7e]*)?", re.ASCII)
+_TYPE: Final = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+([ \t]*;[\x20-\x7e]*)?", re.ASCII)
 _SEPARATORS: Final = {"Cc", "Zl", "Zp"}
 """Unicode categories of what breaks lines, or is no character."""
 

@@ -53,7 +53,7 @@ class JobTelling:
 
     async def task(self, sight: Sight) -> Sequence[Event]:
         """See `Telling`: its status, what it has made so far, and how far it is."""
-        status = self._status(sight.task, sight.estimate.queue_position)
+        status = await self.waiting(sight.task)
         outputs = [event for artefact in sight.artefacts for event in await self._output(artefact)]
         if sight.task.status.terminal:
             return [*outputs, *status]
@@ -62,10 +62,13 @@ class JobTelling:
         return [*status, *outputs]
 
     async def waiting(self, task: Task) -> Sequence[Event]:
-        """See `Telling`: where it stands in the queue, if that has changed."""
-        if task.status is not Status.QUEUED:
+        """See `Telling`: its status and its place in the queue, unless they are what was told last."""
+        position = await self._state.estimator.position(task)
+        if (word(task), position) == self._standing:
             return ()
-        return self._status(task, (await self._state.estimator.of(task)).queue_position)
+        self._standing = (word(task), position)
+        body = JobStatusView(status=word(task), queue_position=position)
+        return [Event(name="status", data=encoded(body), final=task.status.terminal)]
 
     async def happened(self, event: Event) -> Sequence[Event]:
         """See `Telling`."""
@@ -83,14 +86,6 @@ class JobTelling:
             node_id=preview.node_id or "", content_type=preview.image_type, data_base64=preview.base64
         )
         return Event(name="preview", data=encoded(body))
-
-    def _status(self, task: Task, position: int | None) -> Sequence[Event]:
-        """None where that was what was told last: several looks may find a task as it was."""
-        if (word(task), position) == self._standing:
-            return ()
-        self._standing = (word(task), position)
-        body = JobStatusView(status=word(task), queue_position=position)
-        return [Event(name="status", data=encoded(body), final=task.status.terminal)]
 
     async def _output(self, artefact: Artefact) -> Sequence[Event]:
         """Once for each: what was told may come again with the next look at the task."""

@@ -68,16 +68,20 @@ async def read(request: Request) -> Response:
     """
     state, wanted = state_of(request), job_id(request)
     sight = await look(state, wanted)
-    if may_end_soon(sight, state.clock.now()):
+    if is_new(sight.task, state.clock.now()) and await has_its_turn(state, sight.task):
         await until_ended(state, wanted, HELD_SECONDS, request.receive)
         sight = await look(state, wanted)
     return JsonResponse(await _shown(request, sight), headers=_NO_STORE)
 
 
-def may_end_soon(sight: Sight, now: int) -> bool:
-    """Whether it is worth while to wait for the end of this job: it is new, and its turn has come."""
-    young = 0 <= now - sight.task.created_at < YOUNG_MS
-    return young and (sight.task.status is Status.RUNNING or sight.estimate.queue_position == 1)
+def is_new(task: Task, now: int) -> bool:
+    """Whether this may be the first look at the job. A clock that was set back makes no job new."""
+    return 0 <= now - task.created_at < YOUNG_MS
+
+
+async def has_its_turn(state: State, task: Task) -> bool:
+    """Whether the job runs, or is the next one."""
+    return task.status is Status.RUNNING or await state.estimator.position(task) == 1
 
 
 async def workflow(request: Request) -> Response:
@@ -175,12 +179,13 @@ async def _item(request: Request, task: Task) -> JobItemView:
 
 
 async def _viewed(request: Request, task: Task) -> JobView:
-    return await _shown(request, await sight_of(state_of(request), task))
+    return await _shown(request, sight_of(state_of(request), task))
 
 
 async def _shown(request: Request, sight: Sight) -> JobView:
     """What was seen, in the words of this API."""
     state, base = state_of(request), base_url(request)
     kept = kept_until(state, sight.task.completed_at)
+    position = await state.estimator.position(sight.task)
     links = await asyncio.gather(*(state.links.link(artefact, base) for artefact in sight.artefacts))
-    return job_view(request, sight, outputs_of(sight, links, kept), kept)
+    return job_view(request, sight, position, outputs_of(sight, links, kept), kept)

@@ -62,9 +62,13 @@ def kept_until(state: State, ended_at: int | None) -> int:
 
 
 def job_view(
-    connection: HTTPConnection, sight: Sight, outputs: tuple[JobOutputView, ...], kept: int
+    connection: HTTPConnection,
+    sight: Sight,
+    position: int | None,
+    outputs: tuple[JobOutputView, ...],
+    kept: int,
 ) -> JobView:
-    """The task as clients see it; `kept` as of `kept_until`."""
+    """The task as clients see it; `position` in the queue, and `kept` as of `kept_until`."""
     task = sight.task
     return JobView(
         id=task.id,
@@ -73,7 +77,7 @@ def job_view(
         started_at=moment(task.started_at),
         completed_at=moment(task.completed_at),
         expires_at=moment(kept),
-        queue_position=sight.estimate.queue_position,
+        queue_position=position,
         progress=_progress_view(sight),
         outputs=outputs,
         error=_error_view(task),
